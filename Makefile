@@ -1,0 +1,37 @@
+# `make demo` and `make test` work in a fresh clone: they make .venv themselves.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo test lint setup clean
+.DEFAULT_GOAL := demo
+
+# The constraints file pins every version the tests ran with; torch goes first, so that nothing else chooses its build.
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "nacre needs Python 3.11 or newer; set PYTHON=python3.x"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+setup: $(VENV)/installed-dev  ## everything a contributor needs
+
+demo: $(VENV)/installed  ## grow a small model on the embedded text, about five minutes
+	$(BIN)/nacre grow --out runs/demo --overwrite
+	$(BIN)/nacre generate runs/demo "The function returns" --depths
+
+test: $(VENV)/installed-dev  ## the whole test suite
+	$(BIN)/pytest
+
+lint: $(VENV)/installed-dev  ## style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,64 @@
+"""Grow language models layer by layer on a frozen substrate; combine experts by their outputs."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nacre.generation import Sampling, generate, generate_at_depths
+    from nacre.growth.plan import Plan
+    from nacre.growth.plan import load as load_plan
+    from nacre.growth.plan import parse as parse_plan
+    from nacre.report import write as write_report
+    from nacre.substrate import Substrate, SubstrateRecipe
+    from nacre.tokenizer import build as build_tokenizer
+    from nacre.tokenizer import token_strings
+    from nacre.train.grow import grow
+    from nacre.train.observer import Observer
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Observer": ("nacre.train.observer", "Observer"),
+    "Plan": ("nacre.growth.plan", "Plan"),
+    "Sampling": ("nacre.generation", "Sampling"),
+    "Substrate": ("nacre.substrate", "Substrate"),
+    "SubstrateRecipe": ("nacre.substrate", "SubstrateRecipe"),
+    "build_tokenizer": ("nacre.tokenizer", "build"),
+    "generate": ("nacre.generation", "generate"),
+    "generate_at_depths": ("nacre.generation", "generate_at_depths"),
+    "grow": ("nacre.train.grow", "grow"),
+    "load_plan": ("nacre.growth.plan", "load"),
+    "parse_plan": ("nacre.growth.plan", "parse"),
+    "token_strings": ("nacre.tokenizer", "token_strings"),
+    "write_report": ("nacre.report", "write"),
+}
+
+__all__ = [
+    "Observer",
+    "Plan",
+    "Sampling",
+    "Substrate",
+    "SubstrateRecipe",
+    "build_tokenizer",
+    "generate",
+    "generate_at_depths",
+    "grow",
+    "load_plan",
+    "parse_plan",
+    "token_strings",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: `import nacre` alone loads no torch."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'nacre' has no attribute {name!r}")
+    module, attribute = _PUBLIC[name]
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,344 @@
+"""The `nacre` command. Commands only: each reads its options, calls the library, prints.
+
+People read stderr; with `--json` a command prints one JSON object on stdout. Exit code 0 only on
+success, 2 for a user's mistake (one clear message, no traceback).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from nacre.errors import ConfigError, NacreError, Problem
+
+app = typer.Typer(
+    name="nacre",
+    help="Grow language models layer by layer on a frozen substrate.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+substrate_app = typer.Typer(no_args_is_help=True, help="Build and look at frozen substrates.")
+tokenizer_app = typer.Typer(no_args_is_help=True, help="Build lossless Unicode tokenizers.")
+app.add_typer(substrate_app, name="substrate")
+app.add_typer(tokenizer_app, name="tokenizer")
+
+screen = Console(stderr=True)
+
+PlanArgument = Annotated[str, typer.Argument(help="A plan file, or the name of a recipe.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field of the plan.")
+]
+Sources = Annotated[
+    list[str] | None,
+    typer.Option("--data", help="File, folder, glob, hf:NAME or `default`; repeatable."),
+]
+ErrorPolicy = Annotated[
+    str, typer.Option("--errors", help="Text that is not UTF-8: `strict` refuses, `replace`.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; a `NacreError` becomes one message and exit code 2."""
+    try:
+        app(args=arguments, prog_name="nacre")
+    except NacreError as error:
+        screen.print("[bold red]error:[/]", end=" ")
+        screen.print(str(error), highlight=False, markup=False, soft_wrap=True)
+        sys.exit(2)
+
+
+def emit(data: Any) -> None:
+    """Print JSON on stdout."""
+    print(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def quiet_transformers() -> None:
+    """Keep transformers' own progress bars and advice off the screen."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+@app.command()
+def grow(
+    plan: Annotated[
+        str | None, typer.Argument(help="A plan file or recipe; default: the recipe `small`.")
+    ] = None,
+    data: Sources = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; default: runs/NAME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run in --out.")
+    ] = False,
+    start_from: Annotated[
+        str | None, typer.Option("--from", help="A checkpoint to grow instead of a new model.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="An existing tokenizer: a folder, or hf:NAME.")
+    ] = None,
+    font: Annotated[Path | None, typer.Option(help="Draw glyphs with this TTF or OTF.")] = None,
+    errors: Annotated[
+        str | None, typer.Option(help="Text that is not UTF-8: `strict` refuses, `replace`.")
+    ] = None,
+    settings: Settings = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(help="Tracker known to Accelerate; default: tensorboard if installed."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Grow a model: the main job.
+
+    nacre grow                                 a small model on text that Python carries
+
+    nacre grow --data novels/ --out runs/novels
+
+    nacre grow my-plan.yaml --set model.width=384
+    """
+    from nacre import report, tables
+    from nacre.growth import plan as plans
+    from nacre.train.grow import grow as run
+    from nacre.train.observer import Observer
+
+    quiet_transformers()
+    chosen: plans.Plan | None = None
+    options = {
+        "data.sources": data, "from": start_from, "tokenizer.path": tokenizer,
+        "substrate.font": str(font) if font else None, "data.errors": errors,
+    }  # fmt: skip
+    given = [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
+    given += settings or []
+    if plan is not None or given or not resume:
+        chosen = plans.load(plan or "small", given)
+        for warning in plans.warnings(chosen):
+            screen.print(f"[yellow]warning:[/] {warning}", highlight=False)
+    if out is None:
+        if chosen is None:
+            raise ConfigError(Problem("--resume", "which run?", "name its folder with --out"))
+        out = Path("runs") / chosen.name
+    trackers = tuple(track) if track is not None else default_trackers()
+
+    def work(observer: Observer) -> list[dict[str, Any]]:
+        return run(
+            chosen, out, resume=resume, overwrite=overwrite, trackers=trackers, observer=observer
+        )
+
+    if quiet:
+        records = work(Observer())
+    else:
+        from nacre.terminal import Display
+
+        with Display(screen) as display:
+            records = work(display)
+    page = report.write(out)
+    if as_json:
+        emit({"run": str(out), "report": str(page), "stages": [brief(r) for r in records]})
+    elif not quiet:
+        screen.print(tables.stages(records))
+        screen.print(f"report: {page}", highlight=False, soft_wrap=True)
+        screen.print(
+            f'try:    nacre generate {out} "Once" --depths', highlight=False, soft_wrap=True
+        )
+
+
+def default_trackers() -> tuple[str, ...]:
+    """Return tensorboard if it is installed."""
+    from importlib.util import find_spec
+
+    return ("tensorboard",) if find_spec("tensorboard") else ()
+
+
+def brief(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a stage record without its long lists of hashes."""
+    return {k: v for k, v in record.items() if k not in ("frozen", "weights", "trainable")}
+
+
+@app.command()
+def plan(plan: PlanArgument = "small", settings: Settings = None, as_json: Json = False) -> None:
+    """Say what a plan will cost before it runs, per stage."""
+    from dataclasses import asdict
+
+    from nacre import tables
+    from nacre.growth import budget
+    from nacre.growth import plan as plans
+    from nacre.train import checkpoint
+
+    chosen = plans.load(plan, settings or [])
+    for warning in plans.warnings(chosen):
+        screen.print(f"[yellow]warning:[/] {warning}", highlight=False)
+    base = (
+        checkpoint.load_config(checkpoint.newest(chosen.start_from)) if chosen.start_from else None
+    )
+    costs = budget.estimate(chosen, base=base)
+    if as_json:
+        stages = [asdict(cost) | {"flops": cost.flops} for cost in costs]
+        emit({"name": chosen.name, "fingerprint": chosen.fingerprint(), "stages": stages})
+        return
+    out = Console()
+    out.print(tables.costs(costs))
+    total = sum(cost.flops for cost in costs)
+    disk = tables.short(budget.disk_needed(costs), "B")
+    out.print(f"{tables.short(total)} FLOPs in all, about {disk} of disk at most.", highlight=False)
+    out.print(f"One block has {costs[0].block_parameters:,} parameters.", highlight=False)
+    if chosen.model.family == "gpt_neox":
+        note = "The papers also count one LM-head bias a token; the stock class has none."
+        out.print(note, highlight=False)
+
+
+@app.command()
+def generate(
+    checkpoint: Annotated[Path, typer.Argument(help="A stage, any Hugging Face folder, or a run.")],
+    prompt: Annotated[str, typer.Argument(help="The text to continue.")] = "",
+    depths: Annotated[
+        bool, typer.Option("--depths", help="Continue with every stage of the run, side by side.")
+    ] = False,
+    max_new_tokens: int = 100,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="0 keeps every token.")] = 50,
+    top_p: float = 0.95,
+    repetition_penalty: float = 1.0,
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """Continue a text, as it is made, or at every depth side by side."""
+    from nacre import generation as texts
+    from nacre import tables
+
+    quiet_transformers()
+    sampling = texts.Sampling(max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed)
+    if depths:
+        continued = list(texts.generate_at_depths(checkpoint, prompt, sampling))
+        if as_json:
+            stages = [{**brief(record), "text": text} for record, text in continued]
+            emit({"prompt": prompt, "stages": stages})
+        else:
+            Console().print(tables.side_by_side(prompt, continued))
+        return
+    pieces = texts.generate(checkpoint, prompt, sampling)
+    if as_json:
+        emit({"prompt": prompt, "text": "".join(pieces)})
+        return
+    sys.stdout.write(prompt)
+    for piece in pieces:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
+    """Write a run's report (again): plots as PNG and one self-contained HTML page."""
+    from nacre import report as reports
+
+    print(reports.write(run))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine and installation offer: versions, device, bf16, threads, disk."""
+    from nacre import tables
+    from nacre.doctor import examine
+
+    found = examine(Path.cwd())
+    if as_json:
+        emit(found)
+    else:
+        Console().print(tables.facts(found))
+
+
+@substrate_app.command("build")
+def build_substrate(
+    tokenizer: Annotated[str, typer.Argument(help="A tokenizer: a folder, or hf:NAME.")],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    width: Annotated[int, typer.Option(help="Dimensions of a row.")] = 256,
+    kind: Annotated[str, typer.Option(help="glyph, code, random or trained.")] = "glyph",
+    fit: Annotated[
+        str, typer.Option(help="glyph: the basis of `unifont`, or `vocabulary`.")
+    ] = "unifont",
+    font: Annotated[Path | None, typer.Option(help="glyph: another TTF or OTF.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make the substrate of a tokenizer's vocabulary."""
+    from nacre import config, tables
+    from nacre import tokenizer as tokenizers
+    from nacre.substrate import Substrate, SubstrateRecipe
+
+    quiet_transformers()
+    data = {"kind": kind, "fit": fit, "font": font}
+    recipe = config.validate(SubstrateRecipe, data, where="substrate")
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(Problem("--out", f"{out} is not empty", "name a new folder"))
+    tokens = tokenizers.token_strings(tokenizers.load(tokenizer))
+    substrate = Substrate.build(recipe, tokens, width)
+    substrate.save(out)
+    about = {"fingerprint": substrate.fingerprint, "width": width, **substrate.report}
+    if as_json:
+        emit(about)
+    else:
+        Console().print(tables.facts(about))
+
+
+@substrate_app.command("show")
+def show_substrate(
+    token: Annotated[str, typer.Argument(help="Any string.")],
+    substrate: Annotated[
+        Path | None, typer.Option(help="A saved substrate: also shows the nearest rows.")
+    ] = None,
+    width: Annotated[int, typer.Option(help="Dimensions, when no substrate is named.")] = 256,
+    png: Annotated[Path | None, typer.Option(help="Also write the picture as a PNG.")] = None,
+    count: Annotated[int, typer.Option(help="How many nearest rows.")] = 8,
+) -> None:
+    """Draw a token as the model sees it, and what its row keeps of the picture."""
+    from nacre import substrate as substrates
+
+    table = substrates.Substrate.load(substrate) if substrate else None
+    recipe, width = (table.recipe, table.width) if table else (None, width)
+    seen = substrates.picture(token, width, recipe)
+    print(substrates.blocks(seen, ansi=sys.stdout.isatty()))
+    if png is not None:
+        substrates.save_png(seen, png)
+    if table is not None:
+        for number, near, cosine in substrates.nearest(table, token, count):
+            print(f"{cosine:7.4f}  {number:7d}  {near!r}")
+
+
+@tokenizer_app.command("build")
+def build_tokenizer(
+    data: Sources = None,
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("tokenizer"),
+    size: Annotated[int, typer.Option(help="Vocabulary size, 512 to 131,072.")] = 4096,
+    alphabet: Annotated[
+        str, typer.Option(help="Code points: of the `corpus`, or `bmp`.")
+    ] = "corpus",
+    errors: ErrorPolicy = "strict",
+    as_json: Json = False,
+) -> None:
+    """Learn a lossless tokenizer from text; `AutoTokenizer` loads it."""
+    from nacre import config, tables
+    from nacre import tokenizer as tokenizers
+    from nacre.data import corpus
+    from nacre.growth.plan import Data, Tokenizer
+
+    quiet_transformers()
+    options = config.validate(Tokenizer, {"size": size, "alphabet": alphabet}, where="tokenizer")
+    source = config.validate(Data, {"sources": data or ["default"], "errors": errors}, where="data")
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(Problem("--out", f"{out} is not empty", "name a new folder"))
+    documents = corpus.read(source.sources, errors=source.errors)
+    texts = (document.text for document in documents)
+    tokenizer = tokenizers.build(texts, options.size, alphabet=options.alphabet)
+    tokenizer.save_pretrained(out)
+    about = {"size": len(tokenizer), "fingerprint": tokenizers.fingerprint(tokenizer)}
+    if as_json:
+        emit(about)
+    else:
+        Console().print(tables.facts(about))

@@ -1,0 +1,149 @@
+"""Text from a grown model, or from every depth of a run."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TextIteratorStreamer,
+    set_seed,
+)
+
+from nacre import tokenizer as tokenizers
+from nacre.errors import CheckpointError, ConfigError, Problem
+from nacre.train import checkpoint
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw tokens; the names and meanings are those of transformers' `generate`.
+
+    A temperature of 0 takes the likeliest token every time.
+    """
+
+    max_new_tokens: int = 100
+    temperature: float = 0.8
+    top_k: int = 50
+    top_p: float = 0.95
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def options(self) -> dict[str, Any]:
+        """Return keyword arguments for `generate`; raise `ConfigError` with every problem."""
+        problems: list[Problem] = []
+        if self.max_new_tokens < 1:
+            problems.append(Problem("--max-new-tokens", f"{self.max_new_tokens} is less than 1"))
+        if self.temperature < 0:
+            problems.append(
+                Problem("--temperature", f"{self.temperature} is negative", "0 is greedy")
+            )
+        if self.top_k < 0:
+            problems.append(Problem("--top-k", f"{self.top_k} is negative", "0 keeps every token"))
+        if not 0 < self.top_p <= 1:
+            problems.append(Problem("--top-p", f"{self.top_p} is not in (0, 1]"))
+        if self.repetition_penalty <= 0:
+            message = f"{self.repetition_penalty} is not positive"
+            problems.append(Problem("--repetition-penalty", message, "1 changes nothing"))
+        if problems:
+            raise ConfigError(problems)
+        options: dict[str, Any] = {
+            "max_new_tokens": self.max_new_tokens,
+            "repetition_penalty": self.repetition_penalty,
+            "do_sample": self.temperature > 0,
+        }
+        if self.temperature > 0:
+            options |= {
+                "temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p,
+            }  # fmt: skip
+        return options
+
+
+def generate(path: str | Path, prompt: str, sampling: Sampling | None = None) -> Iterator[str]:
+    """Yield the continuation of `prompt` piece by piece as it is made; a run means its last stage.
+
+    Raises `ConfigError` for impossible options and `CheckpointError` for a path without a model,
+    both before anything is yielded.
+    """
+    sampling = sampling or Sampling()
+    options = sampling.options()
+    folder = checkpoint.newest(path)
+    model = checkpoint.load_model(folder).eval()
+    tokenizer = tokenizers.load(folder)
+    inputs = encode(prompt, tokenizer, model, sampling.max_new_tokens)
+    return _stream(model, tokenizer, inputs, options, sampling.seed)
+
+
+def generate_at_depths(
+    run: str | Path, prompt: str, sampling: Sampling | None = None
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield (stage record, continuation of `prompt`) for every finished stage of a run."""
+    sampling = sampling or Sampling()
+    sampling.options()
+    folders = checkpoint.stages(Path(run))
+    if not folders:
+        raise CheckpointError(f"{run}: holds no stages (--depths needs a run folder)")
+    return (
+        (checkpoint.read_json(path / checkpoint.RECORD), "".join(generate(path, prompt, sampling)))
+        for path in folders
+    )
+
+
+def encode(
+    prompt: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, new_tokens: int
+) -> torch.Tensor:
+    """Return the prompt's ids, int64 `[1, T]`; an empty prompt is the start of a document.
+
+    Raises `ConfigError` if prompt and new tokens do not fit the model's context together.
+    """
+    tokenizers.check_text(prompt, "the prompt")
+    ids = tokenizer(prompt, return_tensors="pt").input_ids
+    if ids.shape[1] == 0:
+        ids = torch.tensor([[tokenizers.end_of_document(tokenizer)]])
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and ids.shape[1] + new_tokens > context:
+        message = f"{ids.shape[1]} of the prompt and {new_tokens} new ones exceed {context}"
+        fix = f"shorten the prompt or use --max-new-tokens {max(1, context - ids.shape[1])}"
+        raise ConfigError(Problem("tokens", message, fix))
+    return ids.to(torch.int64)
+
+
+def _stream(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ids_BT: torch.Tensor,
+    options: dict[str, Any],
+    seed: int,
+) -> Iterator[str]:
+    streamer = TextIteratorStreamer(
+        tokenizer,  # pyright: ignore[reportArgumentType]
+        skip_prompt=True,
+        skip_special_tokens=True,
+    )
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            set_seed(seed)
+            model.generate(  # pyright: ignore[reportCallIssue]
+                inputs=ids_BT,
+                attention_mask=torch.ones_like(ids_BT),
+                streamer=streamer,
+                **options,
+            )
+        except BaseException as error:
+            failure.append(error)
+            streamer.end()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    yield from streamer
+    thread.join()
+    if failure:
+        raise failure[0]

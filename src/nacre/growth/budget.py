@@ -1,0 +1,151 @@
+"""What a plan will cost, before it runs: parameters, FLOPs, memory and disk, per stage.
+
+Parameters are counted on the real model class without allocating it. FLOPs follow the usual count
+(2 per weight and token forward, 4 backward, attention 4 T D a layer forward). Memory and disk are
+estimates; what they count is said at each line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedConfig
+
+from nacre.growth.plan import Plan
+from nacre.models import stock
+
+FP32 = 4
+ADAM_STATES = 2
+# Kept per token and block for the backward pass, in units of the width (block input, norms, q, k,
+# v, attention output) and of the MLP's width; and fp32 copies of the logits alive at once.
+KEPT_WIDTHS = 10
+KEPT_MLP = 4
+LOGIT_COPIES = 3
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """The predicted cost of one stage. Bytes are estimates, counts are exact."""
+
+    stage: int
+    depth: int
+    new_blocks: int
+    block_parameters: int
+    active_parameters: int
+    total_parameters: int
+    tokens: int
+    flops_per_token: float
+    memory_bytes: int
+    disk_bytes: int
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of the whole stage."""
+        return self.flops_per_token * self.tokens
+
+
+def model_config(plan: Plan, vocabulary: int, depth: int) -> PreTrainedConfig:
+    """Return the stock configuration of a plan's model at some depth."""
+    shape = plan.model
+    build = stock.FAMILIES[shape.family]
+    return build(
+        vocabulary=vocabulary,
+        width=shape.width,
+        heads=shape.head_count,
+        mlp=shape.mlp_width,
+        context=shape.context,
+        depth=depth,
+    )
+
+
+def estimate(
+    plan: Plan, vocabulary: int | None = None, base: PreTrainedConfig | None = None
+) -> list[StageCost]:
+    """Return the predicted cost of each stage.
+
+    `vocabulary` is the tokenizer's size if it is known, else the plan's `tokenizer.size`. `base` is
+    the configuration of the checkpoint that the plan grows, if it starts from one.
+    """
+    vocabulary = vocabulary or plan.tokenizer.size
+    config = model_config(plan, vocabulary, depth=1) if base is None else base.get_text_config()
+    counts = stock.count_parameters(config)
+    start = 0 if base is None else config.num_hidden_layers
+    return [_stage_cost(plan, index, config, counts, start) for index in range(len(plan.stages))]
+
+
+def substrate_parameters(plan: Plan, vocabulary: int, width: int) -> int:
+    """Return the numbers a substrate holds: V x bits for a code, V x width otherwise.
+
+    A code is counted at its own width, as in arXiv 2507.07129; the checkpoint holds it lifted.
+    """
+    if plan.substrate.kind == "code" and plan.start_from is None:
+        return vocabulary * (plan.substrate.bits or max(1, (vocabulary - 1).bit_length()))
+    return vocabulary * width
+
+
+def _stage_cost(
+    plan: Plan, index: int, config: PreTrainedConfig, counts: stock.Counts, start: int
+) -> StageCost:
+    stage, training = plan.stages[index], plan.training
+    width, vocabulary = config.hidden_size, config.vocab_size
+    mlp = getattr(config, "intermediate_size", None) or 4 * width
+    added = sum(earlier.add_blocks for earlier in plan.stages[:index])
+    trunk = start + added
+    depth = trunk + stage.add_blocks
+    trunk_weights = (counts.blocks if start else 0) + added * counts.block
+    new_weights = stage.add_blocks * counts.block
+    outer = counts.norm + counts.head
+    stored = counts.embedding
+    substrate = substrate_parameters(plan, vocabulary, width) if not start else stored
+
+    lora = 0
+    if stage.lora is not None:
+        adapters = (counts.adapters if start else 0) + added * counts.adapter
+        lora = stage.lora.rank * adapters
+    active = new_weights + outer + lora
+    if plan.substrate.kind == "trained" and index == 0 and not start:
+        active += substrate
+    total = trunk_weights + new_weights + outer + counts.rest
+
+    micro = training.micro_batch_tokens or training.batch_tokens
+    kept_blocks = stage.add_blocks + (trunk if lora else 0)
+    per_block = KEPT_WIDTHS * width + KEPT_MLP * mlp
+    kept = kept_blocks * per_block
+    if training.gradient_checkpointing:  # one input a block, and one block in full at a time
+        kept = kept_blocks * width + min(kept_blocks, 1) * per_block
+    floats = total + stored + active * (1 + ADAM_STATES)
+    floats += micro * (kept + LOGIT_COPIES * vocabulary)
+
+    attention = 4 * plan.model.context * width
+    flops = 3 * (2 * new_weights + stage.add_blocks * attention + 2 * counts.head)
+    flops += 2 * trunk_weights + trunk * attention
+    if lora:
+        # Backward: the trunk's activations (in attention twice the forward), and adapters, but not
+        # the trunk's weights.
+        flops += 2 * trunk_weights + 2 * trunk * attention + 6 * lora
+
+    written = total if lora or index == 0 else new_weights + outer
+    if index == 0:
+        written += stored
+    return StageCost(
+        stage=index + 1,
+        depth=depth,
+        new_blocks=stage.add_blocks,
+        block_parameters=counts.block,
+        active_parameters=active,
+        total_parameters=total + substrate,
+        tokens=stage.tokens,
+        flops_per_token=float(flops),
+        memory_bytes=floats * FP32,
+        disk_bytes=written * FP32,
+    )
+
+
+def state_bytes(cost: StageCost) -> int:
+    """Return the size of a saved state: trained weights and two optimizer moments, in fp32."""
+    return cost.active_parameters * (1 + ADAM_STATES) * FP32
+
+
+def disk_needed(costs: list[StageCost]) -> int:
+    """Return the bytes that a run leaves on disk at its widest moment: stages and two states."""
+    return sum(cost.disk_bytes for cost in costs) + 2 * max(state_bytes(cost) for cost in costs)

@@ -1,0 +1,330 @@
+"""A plan: the whole growth as data. No model is built here and no file is read but the plan's.
+
+A plan is a tuple of stages over one substrate, one tokenizer, one model shape and one corpus.
+Monolithic (end-to-end) training is a plan with one stage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from decimal import Decimal
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+
+from nacre.config import Section, override, read_yaml, validate
+from nacre.errors import ConfigError, Problem, nearest
+from nacre.substrate import SubstrateRecipe, check_recipe
+from nacre.substrate.table import EFFECTIVE
+
+_SUFFIX = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
+LARGEST_COUNT = 10**18
+
+
+def _count(value: object) -> object:
+    """Read `1.5M`, `20k`, `3e6` or a plain number as a whole number."""
+    if not isinstance(value, str):
+        return value
+    pattern = r"([0-9][0-9_]*(?:\.[0-9]+)?(?:e\+?[0-9]{1,2})?)\s*([kmbt]?)"
+    match = re.fullmatch(pattern, value.strip().lower())
+    if match is None:
+        raise ValueError("expected a number such as 500k, 1.5M or 2_000_000")
+    number = Decimal(match[1].replace("_", "")) * _SUFFIX[match[2]]
+    if number != number.to_integral_value():
+        raise ValueError("expected a whole number")
+    return int(number)
+
+
+Count = Annotated[int, BeforeValidator(_count), Field(gt=0, le=LARGEST_COUNT)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class SubstrateSource(Section, SubstrateRecipe):
+    """How to make the substrate, or a saved one to stand on as it is."""
+
+    path: str | None = Field(
+        default=None, description="a folder that `nacre substrate build` wrote"
+    )
+
+    @property
+    def recipe(self) -> SubstrateRecipe:
+        """The recipe alone."""
+        return SubstrateRecipe(**self.model_dump(include=set(SubstrateRecipe.model_fields)))
+
+
+class Tokenizer(Section):
+    """Where the tokenizer comes from: built from the corpus, or an existing one."""
+
+    path: str | None = Field(
+        default=None, description="a tokenizer folder, or hf:NAME; none: build one"
+    )
+    size: Annotated[int, Field(ge=512, le=131_072)] = 4096
+    alphabet: Literal["corpus", "bmp"] = "corpus"
+
+
+class Data(Section):
+    """What is read, and how much of it is held out."""
+
+    sources: tuple[str, ...] = Field(default=("default",), min_length=1)
+    holdout: Annotated[float, Field(gt=0, le=0.5)] = 0.02
+    errors: Literal["strict", "replace"] = "strict"
+
+
+class Model(Section):
+    """The shape of every block. Heads and MLP width follow from the width unless given."""
+
+    family: Literal["llama", "gpt_neox"] = "llama"
+    width: Annotated[int, Field(ge=8, le=65_536)] = 256
+    heads: PositiveInt | None = None
+    mlp: PositiveInt | None = None
+    context: Annotated[int, Field(ge=8)] = 256
+
+    @property
+    def head_count(self) -> int:
+        """Attention heads: as given, else heads of 64 channels (of 32 below a width of 256).
+
+        Where these do not divide the width into even parts, the next smaller number that does.
+        """
+        wanted = max(1, self.width // (64 if self.width >= 256 else 32))
+        fitting = (n for n in range(wanted, 0, -1) if self.width % (2 * n) == 0)
+        return self.heads or next(fitting, 1)
+
+    @property
+    def mlp_width(self) -> int:
+        """MLP width: as given, else 4x (`gpt_neox`), or 8/3 rounded up to a multiple of 64."""
+        if self.mlp:
+            return self.mlp
+        return 4 * self.width if self.family == "gpt_neox" else -(-self.width * 8 // 3 // 64) * 64
+
+
+class Training(Section):
+    """How a stage is trained; a stage may override the learning rate."""
+
+    batch_tokens: Count = Field(default=4096, description="tokens per optimizer step")
+    micro_batch_tokens: Count | None = Field(
+        default=None, description="tokens per forward pass; default: all"
+    )
+    lr: PositiveFloat = 2e-3
+    schedule: Literal["cosine", "wsd", "constant"] = "wsd"
+    warmup: Fraction = 0.05
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    clip: PositiveFloat = 1.0
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    gradient_checkpointing: bool = False
+    evaluate_every: PositiveInt = Field(default=50, description="steps between evaluations")
+    validation_tokens: Count = 32_768
+    save_every: PositiveInt = Field(default=200, description="steps between saved states")
+
+
+class Lora(Section):
+    """Low-rank adaptation of the whole trunk during a stage, merged at its end (Hu et al. 2021)."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    dropout: Fraction = 0.0
+
+
+class Stage(Section):
+    """One growth step: add blocks (or none), train the crown (and LoRA over the trunk), freeze."""
+
+    add_blocks: NonNegativeInt = 0
+    tokens: Count
+    init: Literal["random", "copy", "zero"] = "random"
+    lora: Lora | None = None
+    lr: PositiveFloat | None = None
+    sources: tuple[str, ...] | None = Field(default=None, min_length=1)
+    patience: PositiveInt | None = Field(
+        default=None, description="end the stage after this many evaluations without improvement"
+    )
+
+
+class Plan(Section):
+    """The whole growth as data."""
+
+    name: str = "unnamed"
+    seed: NonNegativeInt = 0
+    start_from: str | None = Field(default=None, alias="from", description="a checkpoint to grow")
+    substrate: SubstrateSource = SubstrateSource()
+    tokenizer: Tokenizer = Tokenizer()
+    data: Data = Data()
+    model: Model = Model()
+    training: Training = Training()
+    stages: tuple[Stage, ...]
+
+    @property
+    def depth(self) -> int:
+        """Blocks that this plan adds over all stages."""
+        return sum(stage.add_blocks for stage in self.stages)
+
+    def fingerprint(self, stages: int | None = None) -> str:
+        """Return the SHA-256 (hex) of the plan, counting its first `stages` stages only if given.
+
+        The name does not count: it changes nothing in the run.
+        """
+        data = self.model_dump(mode="json", by_alias=True, exclude={"name"})
+        data["stages"] = data["stages"][:stages]
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def recipes() -> dict[str, Path]:
+    """Return the plans that come with nacre, by name."""
+    packaged = Path(str(resources.files("nacre"))) / "recipes"
+    folder = packaged if packaged.is_dir() else Path(__file__).parents[3] / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load(source: str | Path, settings: Sequence[str] = ()) -> Plan:
+    """Read a plan from a file or, by its name, from the recipes; apply `KEY=VALUE` settings.
+
+    Raises `ConfigError` with every problem of the plan at once.
+    """
+    path = Path(source)
+    if not path.suffix and not path.is_file():
+        known = recipes()
+        if str(source) not in known:
+            hint = nearest(str(source), known) or f"recipes: {', '.join(known)}"
+            raise ConfigError(Problem("plan", f"no file or recipe named {str(source)!r}", hint))
+        path = known[str(source)]
+    return parse(override(read_yaml(path), settings), where=str(source))
+
+
+def parse(data: Mapping[str, Any], where: str = "plan") -> Plan:
+    """Build a plan from plain data. Raises `ConfigError` with every problem at once."""
+    return validate(Plan, data, check=problems, stand_in=_stand_in, where=where)
+
+
+def _stand_in(location: tuple[str | int, ...]) -> object:
+    """Return something valid for a required part that is missing or wrong; None for others."""
+    stage = {"add_blocks": 1, "tokens": LARGEST_COUNT}
+    if location == ("stages",):
+        return [stage]
+    if location[0] == "stages" and len(location) == 2:
+        return stage
+    return LARGEST_COUNT if location[0] == "stages" and location[-1] == "tokens" else None
+
+
+def problems(plan: Plan) -> list[Problem]:
+    """Return what single fields cannot show: combinations that cannot be built or trained."""
+    found = _shape_problems(plan) if plan.start_from is None else []
+    found += _batch_problems(plan)
+    if not plan.stages:
+        fix = "e.g. - {add_blocks: 2, tokens: 1M}"
+        found.append(Problem("stages", "a plan needs at least one stage", fix))
+    for index, stage in enumerate(plan.stages):
+        field = f"stages[{index}]"
+        below = tuple(f"stages[{earlier}]" for earlier in range(index))
+        trunk = plan.start_from is not None or any(s.add_blocks for s in plan.stages[:index])
+        if stage.add_blocks == 0 and not trunk:
+            message = "adds no blocks, but there is no trunk yet"
+            fix = "the first stage must add blocks"
+            found.append(Problem(field, message, fix, involves=(*below, "from")))
+        elif stage.add_blocks == 0 and stage.lora is None:
+            fix = "set add_blocks, or lora: {rank: 16} to readjust the trunk"
+            found.append(Problem(field, "adds no blocks and has no lora", fix))
+        if stage.tokens < plan.model.context:
+            message = f"{stage.tokens} is less than one context of {plan.model.context}"
+            fix = "raise tokens or lower model.context"
+            found.append(Problem(f"{field}.tokens", message, fix, involves=("model.context",)))
+    return found
+
+
+def _batch_problems(plan: Plan) -> list[Problem]:
+    found: list[Problem] = []
+    batch, context = plan.training.batch_tokens, plan.model.context
+    if batch % context:
+        message = f"{batch} is not a multiple of model.context ({context})"
+        fix = f"nearest: {max(1, round(batch / context)) * context}"
+        found.append(Problem("training.batch_tokens", message, fix, involves=("model.context",)))
+    micro = plan.training.micro_batch_tokens
+    if micro is not None and (micro % context or batch % micro):
+        message = f"{micro} must be a multiple of model.context and divide training.batch_tokens"
+        involves = ("model.context", "training.batch_tokens")
+        found.append(
+            Problem("training.micro_batch_tokens", message, f"e.g. {context}", involves=involves)
+        )
+    return found
+
+
+_PLACES = {"width": "model.width", "tokens": "tokenizer.size"}
+
+
+def _shape_problems(plan: Plan) -> list[Problem]:
+    model, found = plan.model, list[Problem]()
+    field, involves = ("model.heads", ("model.width",)) if model.heads else ("model.width", ())
+    if model.width % model.head_count:
+        divisors = [n for n in range(1, model.width + 1) if model.width % n == 0]
+        close = min(divisors, key=lambda n: abs(n - model.head_count))
+        message = f"{model.head_count} does not divide model.width ({model.width})"
+        found.append(Problem(field, message, f"nearest that does: {close}", involves=involves))
+    elif (model.width // model.head_count) % 2:
+        message = f"gives an odd head size, {model.width // model.head_count}"
+        fix = "rotary positions need an even one: change model.heads or model.width"
+        found.append(Problem(field, message, fix, involves=involves))
+    if plan.substrate.path is None:
+        known = plan.tokenizer.path is None
+        try:
+            check_recipe(plan.substrate.recipe, plan.tokenizer.size if known else 1, model.width)
+        except ConfigError as error:
+            rests_on = ("substrate", "model.width", "tokenizer")
+            found += [
+                replace(problem, field=_PLACES.get(problem.field, problem.field), involves=rests_on)
+                for problem in error.problems
+            ]
+    return found
+
+
+def warnings(plan: Plan) -> list[str]:
+    """Return one sentence for every option that has no effect in this plan."""
+    found: list[str] = []
+    substrate = plan.substrate
+    if plan.start_from is not None:
+        decided = [("substrate", name) for name in _changed(substrate)]
+        decided += [("tokenizer", name) for name in _changed(plan.tokenizer) if name != "path"]
+        decided += [("model", name) for name in _changed(plan.model) if name != "context"]
+        found += [f"{a}.{b} has no effect with from: the checkpoint decides" for a, b in decided]
+    elif substrate.path is not None:
+        unused = [name for name in _changed(substrate) if name != "path"]
+        found += [f"substrate.{name} has no effect with substrate.path" for name in unused]
+    else:
+        unused = [name for name in _changed(substrate) if name not in EFFECTIVE[substrate.kind]]
+        kind = f"substrate.kind: {substrate.kind}"
+        found += [f"substrate.{name} has no effect with {kind}" for name in unused]
+    if plan.tokenizer.path is not None and plan.start_from is None:
+        unused = [name for name in _changed(plan.tokenizer) if name != "path"]
+        found += [f"tokenizer.{name} has no effect with tokenizer.path" for name in unused]
+    for index, stage in enumerate(plan.stages):
+        field = f"stages[{index}]"
+        trunk = index > 0 or plan.start_from is not None
+        steps = round(stage.tokens / plan.training.batch_tokens)
+        evaluations = max(0, steps - 1) // plan.training.evaluate_every
+        if stage.lora is not None and not trunk:
+            found.append(f"{field}.lora has no effect: there is no trunk to adapt yet")
+        if stage.init == "copy" and not trunk:
+            found.append(f"{field}.init: copy has no effect: there is no block to copy yet")
+        if stage.init != "random" and stage.add_blocks == 0:
+            found.append(f"{field}.init has no effect without add_blocks")
+        if stage.patience is not None and stage.patience >= evaluations:
+            found.append(
+                f"{field}.patience has no effect: the stage ends after {evaluations} evaluations"
+            )
+    return found
+
+
+def _changed(section: BaseModel) -> list[str]:
+    """Return the names of the fields that are not at their defaults, in order of declaration."""
+    fields = type(section).model_fields
+    return [name for name in fields if getattr(section, name) != fields[name].default]

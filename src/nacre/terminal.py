@@ -1,0 +1,132 @@
+"""What a person sees while a run goes on: a live bar in a terminal, plain lines in a log file."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from nacre.train.observer import Observer
+
+LOG_SECONDS = 15.0  # between two lines of progress where there is no terminal
+
+
+class Display(Observer):
+    """Progress on stderr. Use as a context manager: it also shows the library's log messages."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.live = console.is_terminal
+        self.bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            disable=not self.live,
+        )
+        self.task: TaskID | None = None
+        self.title = ""
+        self.total: int | None = None
+        self.done = 0
+        self.bits_per_byte: float | None = None
+        self.said = 0.0
+        self.handler = _LogHandler(self)
+
+    def __enter__(self) -> Display:
+        logger = logging.getLogger("nacre")
+        logger.addHandler(self.handler)
+        logger.setLevel(logging.INFO)
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+        logging.getLogger("nacre").removeHandler(self.handler)
+
+    def note(self, text: str) -> None:
+        """Print a line above the bar."""
+        self.console.print(text, highlight=False, markup=False)
+
+    def warn(self, text: str) -> None:
+        """Print a warning above the bar."""
+        self.console.print("[yellow]warning:[/]", end=" ")
+        self.console.print(text, highlight=False, markup=False)
+
+    def phase(self, title: str, total: int | None = None) -> None:
+        """Show a new bar for a piece of preparation."""
+        self._begin(title, total, 0)
+        if not self.live:
+            self.note(f"{title} ...")
+
+    def advance(self, units: int) -> None:
+        """Move the bar."""
+        self.done += units
+        if self.task is not None:
+            self.bar.update(self.task, advance=units)
+
+    def stage_started(self, stage: int, stages: int, tokens: int, done: int) -> None:
+        """Show the stage's bar, counted in tokens."""
+        self._begin(f"Stage {stage}/{stages}", tokens, done)
+        self.bits_per_byte = None
+
+    def trained(self, step: dict[str, Any]) -> None:
+        """Show loss and speed; in a log file, a line now and then."""
+        self.done = step["tokens"]
+        status = f"loss {step['loss']:.3f}  {step['tokens_per_second']:,.0f} tok/s"
+        if self.bits_per_byte is not None:
+            status += f"  held-out {self.bits_per_byte:.3f} b/B"
+        if self.task is not None:
+            self.bar.update(self.task, completed=self.done, status=status)
+        if not self.live and time.monotonic() - self.said >= LOG_SECONDS:
+            self.said = time.monotonic()
+            share = f"{100 * self.done / max(1, self.total or 0):3.0f}%"
+            self.note(f"{self.title}  {share}  step {step['step']}  {status}")
+
+    def evaluated(self, validation: dict[str, float]) -> None:
+        """Remember the held-out bits per byte; the next step shows it."""
+        self.bits_per_byte = validation["bits_per_byte"]
+
+    def stage_finished(self, record: dict[str, Any]) -> None:
+        """Print one line for the finished stage and take its bar away."""
+        self._end()
+        validation = record["validation"]
+        self.note(
+            f"{self.title}  depth {record['depth']}  "
+            f"held-out {validation['bits_per_byte']:.4f} bits per byte  "
+            f"({record['tokens']:,} tokens in {record['seconds']:.0f} s, "
+            f"{record['tokens_per_second']:,.0f} tok/s)"
+        )
+
+    def _begin(self, title: str, total: int | None, done: int) -> None:
+        self._end()
+        self.title, self.total, self.done = title, total, done
+        self.task = self.bar.add_task(title, total=total, completed=done, status="")
+
+    def _end(self) -> None:
+        if self.task is not None:
+            self.bar.remove_task(self.task)
+            self.task = None
+
+
+class _LogHandler(logging.Handler):
+    """Shows what the library logs in the display: warnings as such, the rest as notes."""
+
+    def __init__(self, display: Display) -> None:
+        super().__init__(logging.INFO)
+        self.display = display
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one log record."""
+        show = self.display.warn if record.levelno >= logging.WARNING else self.display.note
+        show(record.getMessage())

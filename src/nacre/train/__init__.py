@@ -1,0 +1,1 @@
+"""Training: one loop, one loss, checkpoints that share their frozen shards."""

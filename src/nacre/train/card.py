@@ -1,0 +1,44 @@
+"""The model card that stands beside every stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def model_card(record: Mapping[str, Any]) -> str:
+    """Return a Hugging Face model card (Markdown with YAML front matter) for a stage's record."""
+    validation = record["validation"]
+    lora = record["lora"]
+    how = f"{record['new_blocks']} new blocks" if record["new_blocks"] else "no new blocks"
+    if lora:
+        how += f" and LoRA of rank {lora['rank']} over the blocks below, merged"
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [nacre, grown, frozen-embeddings]
+---
+
+# Stage {record["stage"]}: a decoder of {record["depth"]} blocks
+
+Grown with nacre: {how}. Everything below was frozen while it trained, and `stage.json` holds the
+SHA-256 of every frozen tensor.
+
+| | |
+|---|---|
+| Parameters | {record["total_parameters"]:,} |
+| Of these trained in this stage | {record["active_parameters"]:,} |
+| Tokens in this stage | {record["tokens"]:,} |
+| Held-out bits per byte | {validation["bits_per_byte"]:.4f} |
+| Held-out perplexity (a token) | {validation["perplexity"]:.2f} |
+| Substrate | `{(record["substrate"] or "the checkpoint's own")[:16]}` |
+| Tokenizer | `{record["tokenizer"][:16]}` |
+| Grown from | `{(record["parent"] or "nothing")[:16]}` |
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained(".")
+tokenizer = AutoTokenizer.from_pretrained(".")
+```
+"""

@@ -1,0 +1,253 @@
+"""Checkpoints on disk: stages sharded by growth step, and the state of a running stage.
+
+A stage is a stock Hugging Face folder. Its weights stand in one shard for the substrate, one for
+the blocks of each growth step, and one for norm and head; a shard that did not change is the same
+file as in the stage before (a hard link where the file system has them). Whatever is written is
+written under a temporary name and renamed, so a reader never sees half of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from nacre.errors import CheckpointError
+from nacre.models import stock
+
+SUBSTRATE_SHARD = "substrate.safetensors"
+HEAD_SHARD = "head.safetensors"
+INDEX = "model.safetensors.index.json"
+RECORD = "stage.json"
+
+
+def blocks_shard(stage: int) -> str:
+    """Return the shard name of the blocks that a stage added; 0 is a checkpoint grown from."""
+    return f"blocks-{stage:02d}.safetensors"
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Give a temporary folder that becomes `target` if the body succeeds, else disappears."""
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        old = target.with_name(f".{target.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            target.rename(old)
+        partial.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write JSON under a temporary name and rename it."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object that nacre wrote; raise `CheckpointError` if it is missing or damaged."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(data).__name__}")
+    return data
+
+
+def link(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`; copy where the file system has no hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Link every file of one folder into another, existing folder."""
+    for path in sorted(source.iterdir()):
+        if path.is_file():
+            link(path, target / path.name)
+
+
+def shard_of(model: PreTrainedModel, growth: Sequence[tuple[int, int]]) -> dict[str, str]:
+    """Map every tensor name to its shard.
+
+    `growth` lists (stage, blocks added) in order; what is neither block, norm nor head belongs to
+    the substrate's shard.
+    """
+    parts = stock.find_parts(model)
+    owners = [blocks_shard(stage) for stage, count in growth for _ in range(count)]
+    assert len(owners) == len(parts.blocks), "every block belongs to one growth step"
+    shards: dict[str, str] = {}
+    for name in model.state_dict():
+        if name.startswith(parts.blocks_name + "."):
+            index = int(name.removeprefix(parts.blocks_name + ".").split(".")[0])
+            shards[name] = owners[index]
+        elif name.startswith((parts.head_name + ".", parts.norm_name or "\0")):
+            shards[name] = HEAD_SHARD
+        else:
+            shards[name] = SUBSTRATE_SHARD
+    return shards
+
+
+def save_weights(
+    model: PreTrainedModel,
+    folder: Path,
+    growth: Sequence[tuple[int, int]],
+    *,
+    unchanged: Collection[str] = (),
+    previous: Path | None = None,
+) -> list[str]:
+    """Write the model's shards, index and config into a folder; return the shards that were linked.
+
+    A shard whose tensors are all in `unchanged` is linked from the `previous` stage.
+    """
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    shards = shard_of(model, growth)
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    linked: list[str] = []
+    for shard in dict.fromkeys(shards.values()):
+        names = [name for name, owner in shards.items() if owner == shard]
+        if (
+            previous is not None
+            and set(unchanged).issuperset(names)
+            and (previous / shard).exists()
+        ):
+            link(previous / shard, folder / shard)
+            linked.append(shard)
+        else:
+            tensors = {name: state[name].detach().cpu() for name in names}
+            save_file(tensors, folder / shard, metadata={"format": "pt"})
+            shutil.copymode(folder / "config.json", folder / shard)
+    total = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": shards})
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
+    return linked
+
+
+def load_model(folder: str | Path) -> PreTrainedModel:
+    """Load a stage or any Hugging Face causal LM, in fp32, from safetensors only.
+
+    Raises `CheckpointError` if the folder holds no such model.
+    """
+    _check_folder(folder)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True
+        )
+    except (OSError, ValueError, SafetensorError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{folder}: cannot be loaded: {_one_line(error)}") from None
+    return model
+
+
+def load_config(folder: str | Path) -> PreTrainedConfig:
+    """Read a checkpoint's configuration without its weights."""
+    _check_folder(folder)
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder}: cannot be loaded: {_one_line(error)}") from None
+
+
+def _check_folder(folder: str | Path) -> None:
+    path = Path(folder)
+    if isinstance(folder, Path) or path.exists() or str(folder).startswith((".", "/")):
+        if not path.is_dir():
+            raise CheckpointError(f"{folder}: no such folder")
+        if not (path / "config.json").is_file():
+            raise CheckpointError(f"{folder}: holds no model (config.json is missing)")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def stages(run: Path) -> list[Path]:
+    """Return the finished stages of a run, in order."""
+    folder = run / "stages"
+    return sorted(path.parent for path in folder.glob(f"[0-9]*/{RECORD}"))
+
+
+def newest(path: str | Path) -> Path:
+    """Return the checkpoint meant by a path: a run means its newest stage.
+
+    Raises `CheckpointError` for a run without a finished stage.
+    """
+    path = Path(path)
+    if not (path / "plan.yaml").exists():
+        return path
+    finished = stages(path)
+    if not finished:
+        raise CheckpointError(
+            f"{path}: this run has no finished stage yet; continue it with "
+            f"`nacre grow --resume --out {path}`"
+        )
+    return finished[-1]
+
+
+def save_state(
+    folder: Path,
+    weights: Mapping[str, torch.Tensor],
+    optimizer: Mapping[str, Any],
+    progress: Mapping[str, Any],
+) -> None:
+    """Save what a running stage needs to continue exactly: trained weights, optimizer, counters."""
+    with new_folder(folder) as partial:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+        save_file(tensors, partial / "trainable.safetensors")
+        torch.save({"optimizer": optimizer, "rng": torch.get_rng_state()}, partial / "optimizer.pt")
+        write_json(partial / "progress.json", progress)
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """What `save_state` wrote."""
+
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+    random_state: torch.Tensor
+    progress: dict[str, Any]
+
+
+def load_state(folder: Path) -> SavedState | None:
+    """Return the saved state, or None if nothing was saved; raise `CheckpointError` if damaged."""
+    if not (folder / "progress.json").exists():
+        folder = folder.with_name(f".{folder.name}.old")
+        if not (folder / "progress.json").exists():
+            return None
+    progress = read_json(folder / "progress.json")
+    try:
+        weights = load_file(folder / "trainable.safetensors")
+        saved = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
+    except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{folder}: damaged: {_one_line(error)}") from None
+    return SavedState(weights, saved["optimizer"], saved["rng"], progress)
+
+
+def clear_state(folder: Path) -> None:
+    """Remove the saved state of a stage that has finished."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder.with_name(f".{folder.name}.old"), ignore_errors=True)

@@ -1,0 +1,64 @@
+"""What the machine offers: fast bf16, and how much memory was used at most."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import psutil
+import torch
+
+
+def bf16_is_fast(device: torch.device) -> bool:
+    """Tell whether the device has bf16 matrix instructions (CUDA from 8.0, AVX512-BF16 or AMX)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return any(cpu_features().values())
+    return device.type == "xpu"
+
+
+def cpu_features() -> dict[str, bool]:
+    """Return which bf16 matrix instructions the processor has, by name."""
+    capabilities = torch.cpu.get_capabilities()
+    names = {"AMX-BF16": "amx_bf16", "AVX512-BF16": "avx512_bf16", "Arm BF16": "bf16"}
+    return {shown: bool(capabilities.get(name, False)) for shown, name in names.items()}
+
+
+class PeakMemory:
+    """The most memory this process held since `reset`, in bytes.
+
+    On CUDA, allocated device memory. On Linux, resident memory as the kernel counts it; elsewhere
+    the largest resident size seen by calls of `read`.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.process = psutil.Process()
+        self.seen = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Start counting anew."""
+        self.seen = 0
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            with contextlib.suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")
+
+    def read(self) -> int:
+        """Return the peak since `reset`, in bytes."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        self.seen = max(self.seen, self.process.memory_info().rss, _high_water_mark())
+        return self.seen
+
+
+def _high_water_mark() -> int:
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return 0
+    line = next((line for line in status.splitlines() if line.startswith("VmHWM:")), "VmHWM: 0 kB")
+    return int(line.split()[1]) * 1024

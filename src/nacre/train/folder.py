@@ -1,0 +1,139 @@
+"""A run's folder: what may be written where, and whether a run may be continued."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nacre import config
+from nacre.errors import ConfigError, FingerprintError, Problem
+from nacre.growth import budget
+from nacre.growth import plan as plans
+from nacre.growth.plan import Plan
+from nacre.train import checkpoint
+
+PLAN, RUN, METRICS = "plan.yaml", "run.json", "metrics.jsonl"
+
+
+def claim(out: Path, plan: Plan | None, *, resume: bool, overwrite: bool) -> Plan:
+    """Check that `out` may be written to, and return the plan to run.
+
+    A new run needs a folder that is empty or absent (or `overwrite`). To resume, the plan must
+    agree with the run's on every stage that has begun; without one, the run's own plan continues.
+    """
+    mine = (out / PLAN).exists()
+    if resume:
+        if not mine:
+            raise ConfigError(Problem("--resume", f"{out} holds no run", "leave --resume out"))
+        return _continued(out, plan)
+    assert plan is not None
+    if out.exists() and not out.is_dir():
+        raise ConfigError(Problem("--out", f"{out} is a file", "name a folder"))
+    if out.exists() and any(out.iterdir()):
+        if mine and overwrite:
+            shutil.rmtree(out)
+        elif mine:
+            fix = "add --resume to continue it, --overwrite to replace it, or name another folder"
+            raise ConfigError(Problem("--out", f"{out} already holds a run", fix))
+        else:
+            fix = "name a new or empty folder"
+            raise ConfigError(Problem("--out", f"{out} holds files that are not a run's", fix))
+    return plan
+
+
+def _continued(out: Path, plan: Plan | None) -> Plan:
+    old = plans.parse(config.read_yaml(out / PLAN), where=str(out / PLAN))
+    if plan is None:
+        return old
+    begun = len(checkpoint.stages(out)) + (out / "state").exists()
+    if plan.fingerprint(begun) != old.fingerprint(begun):
+        where = _first_difference(old.model_dump(mode="json"), plan.model_dump(mode="json"))
+        fix = "resume without a plan to use the run's own, or start a new run in another --out"
+        raise FingerprintError(
+            f"the plan of {out}", old.fingerprint(begun)[:12], plan.fingerprint(begun)[:12],
+            f"first difference: {where}; {fix}",
+        )  # fmt: skip
+    return plan
+
+
+def _first_difference(old: Any, new: Any, path: str = "") -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in old:
+            if old[key] != new.get(key):
+                return _first_difference(old[key], new.get(key), f"{path}.{key}" if path else key)
+    if isinstance(old, list) and isinstance(new, list):
+        for index, (a, b) in enumerate(zip(old, new, strict=False)):
+            if a != b:
+                return _first_difference(a, b, f"{path}[{index}]")
+        return f"{path} has {len(old)} entries, now {len(new)}"
+    return f"{path} was {old!r}, now {new!r}"
+
+
+def check_disk(out: Path, plan: Plan, vocabulary: int | None = None, extra: int = 0) -> None:
+    """Raise `ConfigError` if the run's stages, states and `extra` bytes would not fit the disk."""
+    base = checkpoint.load_config(plan.start_from) if plan.start_from else None
+    needed = budget.disk_needed(budget.estimate(plan, vocabulary, base)) + extra
+    parent = next(path for path in [out, *out.absolute().parents] if path.exists())
+    free = shutil.disk_usage(parent).free
+    if needed > free:
+        message = (
+            f"the run needs about {needed / 1e9:.2f} GB, {parent} has {free / 1e9:.2f} GB free"
+        )
+        raise ConfigError(Problem("--out", message, "free some space or name another disk"))
+
+
+def start_record(
+    plan: Plan, fingerprints: Mapping[str, Any], device: torch.device
+) -> dict[str, Any]:
+    """Return the contents of `run.json`: versions, seed, machine and fingerprints."""
+    names = ["nacre", "torch", "transformers", "accelerate", "peft", "tokenizers", "safetensors"]
+    return {
+        "name": plan.name,
+        "seed": plan.seed,
+        "plan": plan.fingerprint(),
+        "versions": {name: metadata.version(name) for name in names}
+        | {"python": platform.python_version()},
+        "machine": {
+            "system": platform.platform(),
+            "processor": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
+            "device": str(device),
+            "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+            "threads": torch.get_num_threads(),
+        },
+        "fingerprints": dict(fingerprints),
+    }
+
+
+def append_metrics(out: Path, line: Mapping[str, Any]) -> None:
+    """Append one JSON object to `metrics.jsonl`."""
+    with (out / METRICS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def read_metrics(out: Path) -> list[dict[str, Any]]:
+    """Return the lines of `metrics.jsonl`; a last line cut off by a crash is left out."""
+    path = out / METRICS
+    if not path.exists():
+        return []
+    lines: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
+
+
+def rewind_metrics(out: Path, stage: int, step: int) -> None:
+    """Drop the lines that came after a saved state, so that a resumed run writes each once."""
+    kept = [m for m in read_metrics(out) if (m["stage"], m["step"]) <= (stage, step)]
+    partial = out / f".{METRICS}.partial"
+    partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    partial.replace(out / METRICS)

@@ -1,0 +1,343 @@
+"""The main job: grow a model stage by stage, from text to stock checkpoints.
+
+`grow` reads like the job: claim the folder, make the parts (tokenizer, tokens, substrate), then run
+the stages. Everything that a user can get wrong is checked before the first step is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from peft import PeftModel
+from transformers import GenerationConfig, PreTrainedModel, set_seed
+
+from nacre import config
+from nacre import tokenizer as tokenizers
+from nacre.data import corpus
+from nacre.data.loader import LoaderState, validation_batches
+from nacre.data.shards import TokenStore
+from nacre.errors import CheckpointError, ConfigError, Problem
+from nacre.growth import budget, ledger, stage
+from nacre.growth.plan import Plan, Stage
+from nacre.models import stock
+from nacre.train import checkpoint, folder
+from nacre.train.card import model_card
+from nacre.train.device import bf16_is_fast
+from nacre.train.loop import Hook, StageRun, evaluate, setup, train
+from nacre.train.observer import Observer
+from nacre.train.parts import Parts, make_parts, source_sets
+
+
+def grow(
+    plan: Plan | None,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    trackers: Sequence[str] = (),
+    observer: Observer | None = None,
+) -> list[dict[str, Any]]:
+    """Grow a model by a plan into the folder `out`; return the record of every stage.
+
+    `resume` continues an interrupted run from its saved state, or adds the stages that `plan` has
+    beyond it. `trackers` are names that Accelerate knows. Raises a `NacreError` for whatever a user
+    can mend, before anything expensive where that is possible.
+    """
+    out, observer = Path(out), observer or Observer()
+    plan = folder.claim(out, plan, resume=resume, overwrite=overwrite)
+    check(plan, out)
+    out.mkdir(parents=True, exist_ok=True)
+    config.write_yaml(plan, out / folder.PLAN)
+    accelerator = make_accelerator(plan, out, trackers)
+    try:
+        parts = make_parts(plan, out, observer)
+        record = folder.start_record(plan, parts.fingerprints, accelerator.device)
+        checkpoint.write_json(out / folder.RUN, record)
+        accelerator.init_trackers("trackers")
+        for index in range(len(checkpoint.stages(out)), len(plan.stages)):
+            run_stage(plan, index, out, parts, accelerator, observer)
+        accelerator.end_training()
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return [checkpoint.read_json(path / checkpoint.RECORD) for path in checkpoint.stages(out)]
+
+
+def check(plan: Plan, out: Path) -> None:
+    """Check all that can be checked before any work: sources, checkpoint to grow, disk."""
+    for sources in source_sets(plan):
+        corpus.check(sources)
+    if plan.start_from is not None:
+        base = checkpoint.load_config(plan.start_from)
+        try:
+            stock.count_parameters(base)
+        except ValueError as error:
+            raise ConfigError(
+                Problem("from", f"{plan.start_from} cannot be grown: {error}")
+            ) from None
+    folder.check_disk(out, plan)
+
+
+def make_accelerator(plan: Plan, out: Path, trackers: Sequence[str]) -> Accelerator:
+    """Return the Accelerator of a run, in bf16 where the plan asks for it or the device is fast."""
+    training = plan.training
+    micro = training.micro_batch_tokens or training.batch_tokens
+    options: dict[str, Any] = {
+        "gradient_accumulation_steps": training.batch_tokens // micro,
+        "log_with": list(trackers) or None,
+        "project_dir": str(out),
+    }
+    precision = training.precision
+    if precision == "auto":
+        probe = Accelerator(**options)
+        precision = "bf16" if bf16_is_fast(probe.device) else "fp32"
+        AcceleratorState._reset_state(reset_partial_state=True)
+    mixed = {"bf16": "bf16", "fp32": "no"}[precision]
+    return Accelerator(mixed_precision=mixed, **options)
+
+
+@dataclass(frozen=True)
+class Below:
+    """What a stage stands on: the checkpoint folder below it, and its record ({} if not ours)."""
+
+    path: Path
+    record: dict[str, Any]
+
+
+def run_stage(
+    plan: Plan, index: int, out: Path, parts: Parts, accelerator: Accelerator, observer: Observer
+) -> None:
+    """Run one stage, from the checkpoint below it to its own."""
+    this, number = plan.stages[index], index + 1
+    below = find_below(plan, index, out)
+    seed = plan.seed + 1_000_003 * number
+    set_seed(seed)
+    model, trunk_depth = start_model(plan, this, parts, below, seed)
+    embedding_trains = below is None and plan.substrate.kind == "trained"
+    adapted = stage.choose_trainable(
+        model, this, trunk_depth=trunk_depth, seed=seed, train_embedding=embedding_trains
+    )
+    frozen = ledger.frozen_hashes(model)
+    check_inherited(frozen, below)
+
+    store = parts.stores[this.sources or plan.data.sources]
+    run = setup(
+        model,
+        this,
+        plan.training,
+        store,
+        accelerator,
+        trunk_depth=trunk_depth,
+        trunk_trains=adapted is not None or embedding_trains,
+        context=plan.model.context,
+        seed=plan.seed,
+        byte_lengths=tokenizers.byte_lengths(parts.tokenizer),
+        cursor=next_cursor(plan, below, store),
+    )
+    restore(run, out, number)
+    observer.stage_started(
+        number, len(plan.stages), run.steps * run.batch_tokens, run.progress.tokens
+    )
+    if run.progress.step == 0:
+        report_validation(run, out, number, observer)
+    train(run, hooks(number, out, observer))
+
+    ledger.verify_frozen(model, frozen)
+    trained = {
+        "active_parameters": sum(p.numel() for p in run.trained_weights().values()),
+        "trainable": stage.trainable_names(model),
+        "lora": certify_merge(adapted, this, run) if adapted is not None else None,
+    }
+    record = stage_record(plan, number, run, parts, below) | trained
+    save_stage(out, record, model, below, stage.plain_names(frozen))
+    accelerator.free_memory()
+    observer.stage_finished(checkpoint.read_json(checkpoint.stages(out)[-1] / checkpoint.RECORD))
+
+
+def find_below(plan: Plan, index: int, out: Path) -> Below | None:
+    """Return what stage `index` stands on: the stage before, the plan's `from`, or nothing."""
+    if index:
+        path = checkpoint.stages(out)[index - 1]
+    elif plan.start_from is not None:
+        path = checkpoint.newest(plan.start_from)
+    else:
+        return None
+    record = path / checkpoint.RECORD
+    return Below(path, checkpoint.read_json(record) if record.exists() else {})
+
+
+def start_model(
+    plan: Plan, this: Stage, parts: Parts, below: Below | None, seed: int
+) -> tuple[PreTrainedModel, int]:
+    """Return the model with this stage's blocks on top, and the depth of the trunk under them."""
+    if below is not None:
+        model = checkpoint.load_model(below.path)
+        stock.untie(model)
+        trunk_depth = len(stock.find_parts(model).blocks)
+        if this.add_blocks:
+            stage.add_blocks(model, this.add_blocks, this.init, seed)
+        return model, trunk_depth
+    assert parts.substrate is not None
+    tokenizer = parts.tokenizer
+    shape = budget.model_config(plan, len(tokenizer), this.add_blocks)
+    shape.eos_token_id = tokenizers.end_of_document(tokenizer)
+    shape.pad_token_id = tokenizer.pad_token_id
+    model = stock.build(shape)
+    rows = torch.tensor(parts.substrate.rows)
+    with torch.no_grad():
+        stock.find_parts(model).embedding.weight.copy_(rows)
+    if this.init == "zero":
+        stock.zero_outputs(model, list(stock.find_parts(model).blocks))
+    model.generation_config = GenerationConfig(
+        eos_token_id=shape.eos_token_id, pad_token_id=shape.pad_token_id
+    )
+    return model, 0
+
+
+def next_cursor(plan: Plan, below: Below | None, store: TokenStore) -> LoaderState | None:
+    """Return where the stage below stopped reading, if this stage reads the same stream."""
+    cursor = below.record.get("cursor") if below else None
+    stream = {"store": store.fingerprint, "seed": plan.seed, "context": plan.model.context}
+    return cursor if cursor and stream.items() <= cursor.items() else None
+
+
+def check_inherited(frozen: Mapping[str, str], below: Below | None) -> None:
+    """Refuse a checkpoint whose frozen tensors are not the ones its ledger recorded."""
+    if below is None or not below.record:
+        return
+    recorded = below.record["frozen"] | below.record["weights"]
+    damaged = [n for n, h in stage.plain_names(frozen).items() if recorded.get(n) != h]
+    if damaged:
+        raise CheckpointError(
+            f"{below.path}: {len(damaged)} tensors are not what its ledger recorded, first "
+            f"{damaged[0]}; restore the folder or grow that stage again"
+        )
+
+
+def restore(run: StageRun, out: Path, number: int) -> None:
+    """Continue from the saved state of this stage, if there is one; drop later metrics."""
+    saved = checkpoint.load_state(out / "state")
+    if saved is not None and saved.progress["stage"] == number:
+        run.restore(saved.weights, saved.optimizer, saved.random_state, saved.progress)
+    folder.rewind_metrics(out, number, run.progress.step)
+
+
+def hooks(number: int, out: Path, observer: Observer) -> list[Hook]:
+    """Return what happens after each step: metrics, evaluation, saved state, in this order."""
+
+    def log(run: StageRun, metrics: dict[str, Any]) -> None:
+        line = {"stage": number, **metrics}
+        folder.append_metrics(out, line)
+        run.accelerator.log({k: v for k, v in line.items() if k != "step"}, step=metrics["step"])
+        observer.trained(line)
+
+    def validate(run: StageRun, metrics: dict[str, Any]) -> None:
+        if metrics["step"] % run.training.evaluate_every == 0 and metrics["step"] < run.steps:
+            validation = report_validation(run, out, number, observer)
+            run.progress.notice(validation["loss"])
+
+    def save(run: StageRun, metrics: dict[str, Any]) -> None:
+        if metrics["step"] % run.training.save_every == 0 and not run.finished:
+            state = {"stage": number, **run.progress.record()}
+            checkpoint.save_state(
+                out / "state", run.trained_weights(), run.optimizer.state_dict(), state
+            )
+
+    return [log, validate, save]
+
+
+def report_validation(
+    run: StageRun, out: Path, number: int, observer: Observer
+) -> dict[str, float]:
+    """Evaluate on the held-out text, record the result and show it."""
+    validation = evaluate(run)
+    step = run.progress.step
+    folder.append_metrics(
+        out,
+        {"stage": number, "step": step, "tokens": run.progress.tokens, "validation": validation},
+    )
+    run.accelerator.log({f"validation/{k}": v for k, v in validation.items()}, step=step)
+    observer.evaluated(validation)
+    return validation
+
+
+def certify_merge(adapted: PeftModel, this: Stage, run: StageRun) -> dict[str, Any]:
+    """Merge the adapters; return their settings and a certificate on the first held-out windows."""
+    assert this.lora is not None
+    batch = next(validation_batches(run.store, context=run.context, batch_size=4))
+    ids_BT = torch.from_numpy(batch[:, :-1]).to(run.accelerator.device)
+    return this.lora.model_dump() | {"merge": stage.merge_lora(adapted, ids_BT).record()}
+
+
+def stage_record(
+    plan: Plan, number: int, run: StageRun, parts: Parts, below: Below | None
+) -> dict[str, Any]:
+    """Return what `stage.json` says of the training; the ledger's part is added by the caller."""
+    this, progress = plan.stages[number - 1], run.progress
+    found = stock.find_parts(run.model)
+    growth: list[list[int]] = below.record.get("growth", []) if below else []
+    if below and not growth:
+        growth = [[0, len(found.blocks) - this.add_blocks]]
+    if this.add_blocks:
+        growth = [*growth, [max((step for step, _ in growth), default=0) + 1, this.add_blocks]]
+    base = checkpoint.load_config(plan.start_from) if plan.start_from else None
+    cost = budget.estimate(plan, len(parts.tokenizer), base)[number - 1]
+    return {
+        "stage": number,
+        "depth": len(found.blocks),
+        "new_blocks": this.add_blocks,
+        "total_parameters": cost.total_parameters,
+        "tokens": progress.tokens,
+        "seconds": progress.seconds,
+        "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
+        "peak_memory_bytes": progress.peak_memory_bytes,
+        "flops": cost.flops_per_token * progress.tokens,
+        "trunk_mode": run.trunk_mode,
+        "init": this.init if this.add_blocks else None,
+        "validation": evaluate(run),
+        "growth": growth,
+        "cursor": progress.cursor,
+        "parent": below.record.get("fingerprint") if below else None,
+        "plan": plan.fingerprint(number),
+        "substrate": parts.fingerprints.get("substrate")
+        or (below and below.record.get("substrate")),
+        "tokenizer": parts.fingerprints["tokenizer"],
+        "corpus": run.store.fingerprint,
+    }
+
+
+def save_stage(
+    out: Path,
+    record: dict[str, Any],
+    model: PreTrainedModel,
+    below: Below | None,
+    frozen: Mapping[str, str],
+) -> None:
+    """Write a stage: weights by growth step, tokenizer, substrate, card, and the ledger.
+
+    The record's `frozen` holds the hashes of what did not train (less what a LoRA merge changed),
+    its `weights` those of everything else: together every tensor of the model.
+    """
+    hashes = {name: ledger.tensor_hash(tensor) for name, tensor in model.state_dict().items()}
+    record["frozen"] = {n: h for n, h in hashes.items() if frozen.get(n) == h}
+    record["weights"] = {n: h for n, h in hashes.items() if n not in record["frozen"]}
+    record["fingerprint"] = ledger.fingerprint(hashes)
+    with checkpoint.new_folder(out / "stages" / f"{record['stage']:02d}") as partial:
+        checkpoint.save_weights(
+            model,
+            partial,
+            [(step, count) for step, count in record["growth"]],
+            unchanged=record["frozen"],
+            previous=below.path if below and below.record else None,
+        )
+        checkpoint.link_tree(out / "tokenizer", partial)
+        if (out / "substrate").exists():
+            checkpoint.link(out / "substrate" / "substrate.json", partial / "substrate.json")
+        (partial / "README.md").write_text(model_card(record), encoding="utf-8")
+        checkpoint.write_json(partial / checkpoint.RECORD, record)
+    checkpoint.clear_state(out / "state")

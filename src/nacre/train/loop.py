@@ -1,0 +1,297 @@
+"""The training loop of one stage. Monolithic training is a stage whose trunk is empty.
+
+`setup` builds what a stage needs, `train` runs it, `train_step` is one optimizer step. Evaluation,
+metrics and saved states hang on the loop from outside, as hooks.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import PreTrainedModel
+
+from nacre.data.loader import Loader, LoaderState, validation_batches
+from nacre.data.shards import TokenStore
+from nacre.growth.plan import Stage, Training
+from nacre.train.device import PeakMemory
+from nacre.train.loss import Objective
+
+WSD_DECAY = 0.2  # the last part of a WSD schedule, in which the learning rate falls to zero
+
+
+def learning_rate(step: int, steps: int, training: Training, peak: float) -> float:
+    """Return the learning rate of optimizer step `step` (from 0) of `steps`.
+
+    Linear warm-up over `training.warmup` of the stage, then cosine to a tenth of the peak, WSD
+    (constant, then linear to zero over the last fifth; Hu et al. 2024), or constant.
+    """
+    warm = max(1, round(training.warmup * steps))
+    if step < warm:
+        return peak * (step + 1) / warm
+    if training.schedule == "constant":
+        return peak
+    if training.schedule == "cosine":
+        done = (step - warm) / max(1, steps - warm)
+        return peak * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+    return peak * min(1.0, (steps - step) / max(1.0, WSD_DECAY * steps))
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return optimizer groups: matrices decay; vectors (norms, biases) do not."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+@dataclass
+class Progress:
+    """Where a stage stands; plain data, saved with its state."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best: float = math.inf
+    stale: int = 0
+    cursor: LoaderState | None = None
+    peak_memory_bytes: int = 0
+
+    def notice(self, loss: float) -> None:
+        """Count evaluations without improvement."""
+        self.stale = 0 if loss < self.best else self.stale + 1
+        self.best = min(self.best, loss)
+
+    def record(self) -> dict[str, Any]:
+        """Return the progress as plain JSON; a loss that was never measured is null."""
+        return asdict(self) | {"best": self.best if math.isfinite(self.best) else None}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Progress:
+        """Read back what `record` returned; other keys are left out."""
+        values: dict[str, Any] = {f.name: record[f.name] for f in fields(cls)}
+        values["best"] = math.inf if record["best"] is None else record["best"]
+        return cls(**values)
+
+
+@dataclass
+class StageRun:
+    """Everything that the loop of one stage holds."""
+
+    model: PreTrainedModel
+    stage: Stage
+    training: Training
+    store: TokenStore
+    accelerator: Accelerator
+    objective: nn.Module
+    optimizer: torch.optim.Optimizer
+    loader: Loader
+    steps: int
+    context: int
+    byte_lengths: np.ndarray
+    memory: PeakMemory
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def peak_lr(self) -> float:
+        """The stage's highest learning rate."""
+        return self.stage.lr or self.training.lr
+
+    @property
+    def finished(self) -> bool:
+        """True when the tokens are spent or patience is at its end."""
+        patience = self.stage.patience
+        return self.progress.step >= self.steps or (
+            patience is not None and self.progress.stale >= patience
+        )
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of one optimizer step."""
+        return self.loader.batch_size * self.context
+
+    @property
+    def trunk_mode(self) -> str:
+        """How the trunk runs, see `Objective.trunk_mode`."""
+        objective = self.accelerator.unwrap_model(self.objective)
+        assert isinstance(objective, Objective)
+        return objective.trunk_mode
+
+    def restore(
+        self,
+        weights: Mapping[str, torch.Tensor],
+        optimizer: dict[str, Any],
+        random_state: torch.Tensor,
+        progress: Mapping[str, Any],
+    ) -> None:
+        """Continue from a saved state of this stage."""
+        with torch.no_grad():
+            for name, parameter in self.trained_weights().items():
+                parameter.copy_(weights[name])
+        self.optimizer.load_state_dict(optimizer)
+        torch.set_rng_state(random_state)
+        self.progress = Progress.from_record(progress)
+        self.loader = Loader(
+            self.store,
+            "train",
+            context=self.context,
+            batch_size=self.loader.batch_size,
+            seed=self.loader.seed,
+            start=self.progress.cursor,
+        )
+
+    def trained_weights(self) -> dict[str, torch.Tensor]:
+        """Return what trains, by name."""
+        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+
+
+Hook = Callable[[StageRun, dict[str, Any]], None]
+
+
+def setup(
+    model: PreTrainedModel,
+    stage: Stage,
+    training: Training,
+    store: TokenStore,
+    accelerator: Accelerator,
+    *,
+    trunk_depth: int,
+    trunk_trains: bool,
+    context: int,
+    seed: int,
+    byte_lengths: np.ndarray,
+    cursor: LoaderState | None,
+) -> StageRun:
+    """Build the objective, the optimizer and the loader of a stage."""
+    if training.gradient_checkpointing:
+        # transformers 5.2x has renamed the method and warns of the old name.
+        rename = getattr(model, "activation_checkpointing_enable", None)
+        (rename or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    model.to(accelerator.device)
+    objective = Objective(model, trunk_depth, trunk_trains=trunk_trains)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, training.weight_decay),
+        lr=training.lr,
+        betas=training.betas,
+        fused=accelerator.device.type in ("cpu", "cuda"),
+    )
+    prepared, optimizer = accelerator.prepare(objective, optimizer)
+    loader = Loader(
+        store,
+        "train",
+        context=context,
+        batch_size=training.batch_tokens // context,
+        seed=seed,
+        start=cursor,
+    )
+    return StageRun(
+        model=model,
+        stage=stage,
+        training=training,
+        store=store,
+        accelerator=accelerator,
+        objective=prepared,
+        optimizer=optimizer,
+        loader=loader,
+        steps=max(1, round(stage.tokens / training.batch_tokens)),
+        context=context,
+        byte_lengths=byte_lengths,
+        memory=PeakMemory(accelerator.device),
+    )
+
+
+def train(run: StageRun, hooks: Sequence[Hook]) -> None:
+    """Train a stage to its end; after every optimizer step each hook sees its metrics."""
+    progress = run.progress
+    run.model.train()
+    batches = iter(run.loader)
+    while not run.finished:
+        started = time.perf_counter()
+        batch, cursor = next(batches)
+        metrics = train_step(run, batch)
+        progress.step += 1
+        progress.tokens += batch.shape[0] * run.context
+        progress.cursor = cursor
+        elapsed = time.perf_counter() - started
+        progress.seconds += elapsed
+        progress.peak_memory_bytes = max(progress.peak_memory_bytes, run.memory.read())
+        metrics |= {
+            "step": progress.step,
+            "tokens": progress.tokens,
+            "tokens_per_second": batch.shape[0] * run.context / elapsed,
+        }
+        for hook in hooks:
+            hook(run, metrics)
+
+
+def train_step(run: StageRun, batch: np.ndarray) -> dict[str, Any]:
+    """Run one optimizer step on `batch` (int64 `[B, T + 1]`), in micro-batches if so configured."""
+    accelerator, optimizer, training = run.accelerator, run.optimizer, run.training
+    lr = learning_rate(run.progress.step, run.steps, training, run.peak_lr)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    total = torch.zeros((), device=accelerator.device)
+    micro = micro_batches(training, run.context)
+    for ids in np.array_split(batch, micro):
+        with accelerator.accumulate(run.objective):
+            tokens = torch.from_numpy(ids).to(accelerator.device)
+            loss = run.objective(tokens[:, :-1], tokens[:, 1:])
+            accelerator.backward(loss)
+            total += loss.detach() / micro
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = accelerator.clip_grad_norm_(trained, training.clip)
+    assert norm is not None
+    optimizer.step()
+    optimizer.zero_grad()
+    return {"loss": total.item(), "lr": lr, "grad_norm": float(norm)}
+
+
+def micro_batches(training: Training, context: int) -> int:
+    """Return in how many forward passes a batch is split."""
+    micro = training.micro_batch_tokens or training.batch_tokens
+    return max(1, training.batch_tokens // max(micro, context))
+
+
+@torch.no_grad()
+def evaluate(run: StageRun) -> dict[str, float]:
+    """Return held-out loss (nats a token), perplexity and bits per byte.
+
+    The same windows are read every time: the first `validation_tokens` of the held-out split.
+    """
+    device = run.accelerator.device
+    nats, tokens, text_bytes = 0.0, 0, 0
+    run.model.eval()
+    micro = run.training.micro_batch_tokens or run.training.batch_tokens
+    batches = validation_batches(
+        run.store,
+        context=run.context,
+        batch_size=max(1, micro // run.context),
+        limit_tokens=run.training.validation_tokens,
+    )
+    for batch in batches:
+        ids = torch.from_numpy(batch).to(device)
+        loss = run.objective(ids[:, :-1], ids[:, 1:])
+        targets = batch[:, 1:]
+        nats += loss.item() * targets.size
+        tokens += targets.size
+        text_bytes += int(run.byte_lengths[targets].sum())
+    run.model.train()
+    return scores(nats, tokens, text_bytes)
+
+
+def scores(nats: float, tokens: int, text_bytes: int) -> dict[str, float]:
+    """Return loss (nats a token), perplexity and bits per byte from sums over a text."""
+    loss = nats / tokens
+    return {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),
+        "bits_per_byte": nats / math.log(2) / max(1, text_bytes),
+    }

@@ -1,0 +1,134 @@
+"""What every stage of a run stands on: tokenizer, tokens, substrate; made once, then checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from nacre import tokenizer as tokenizers
+from nacre.data import corpus
+from nacre.data.loader import Loader
+from nacre.data.shards import TokenStore, tokenize
+from nacre.errors import ConfigError, FingerprintError, Problem
+from nacre.growth import ledger
+from nacre.growth.plan import Plan
+from nacre.substrate import Substrate, check_recipe
+from nacre.train import checkpoint
+from nacre.train.observer import Observer
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Tokenizer, one token store for each distinct set of sources, substrate, fingerprints.
+
+    `substrate` is None when the plan grows an existing checkpoint, whose embedding is kept.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    stores: dict[tuple[str, ...], TokenStore]
+    substrate: Substrate | None
+    fingerprints: dict[str, Any]
+
+
+def source_sets(plan: Plan) -> list[tuple[str, ...]]:
+    """Return the distinct sets of sources that the stages read, in order of first use."""
+    return list(dict.fromkeys(stage.sources or plan.data.sources for stage in plan.stages))
+
+
+def make_parts(plan: Plan, out: Path, observer: Observer) -> Parts:
+    """Make or load tokenizer, tokens and substrate; refuse what does not fit together."""
+    tokenizer = make_tokenizer(plan, out, observer)
+    stores: dict[tuple[str, ...], TokenStore] = {}
+    for number, sources in enumerate(source_sets(plan), start=1):
+        observer.phase("Tokenize", corpus.check(sources).total_bytes)
+        stores[sources] = store = tokenize(
+            sources,
+            tokenizer,
+            out / "data" / f"{number:02d}",
+            holdout=plan.data.holdout,
+            errors=plan.data.errors,
+            progress=observer.advance,
+        )
+        Loader(store, "train", context=plan.model.context, batch_size=1, seed=plan.seed)
+    substrate = None
+    fingerprints: dict[str, Any] = {
+        "tokenizer": tokenizers.fingerprint(tokenizer),
+        "corpora": {" ".join(sources): store.fingerprint for sources, store in stores.items()},
+    }
+    if plan.start_from is None:
+        observer.phase("Substrate", len(tokenizer))
+        substrate = make_substrate(plan, tokenizer, out, observer)
+        fingerprints["substrate"] = substrate.fingerprint
+    return Parts(tokenizer, stores, substrate, fingerprints)
+
+
+def make_tokenizer(plan: Plan, out: Path, observer: Observer) -> PreTrainedTokenizerBase:
+    """Return the run's tokenizer: the one it has, the checkpoint's, a given one, or a new one."""
+    target = out / "tokenizer"
+    if target.exists():
+        return tokenizers.load(target)
+    given = plan.tokenizer.path or plan.start_from
+    if given is not None:
+        tokenizer = tokenizers.load(given)
+        if plan.start_from is not None:
+            _check_vocabulary(plan, tokenizer)
+    else:
+        observer.phase("Tokenizer", None)
+        everything = dict.fromkeys(s for sources in source_sets(plan) for s in sources)
+        documents = corpus.read(tuple(everything), errors=plan.data.errors)
+        tokenizer = tokenizers.build(
+            (document.text for document in documents),
+            plan.tokenizer.size,
+            alphabet=plan.tokenizer.alphabet,
+        )
+    tokenizers.end_of_document(tokenizer)
+    with checkpoint.new_folder(target) as partial:
+        tokenizer.save_pretrained(partial)
+    return tokenizer
+
+
+def _check_vocabulary(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
+    assert plan.start_from is not None
+    rows = checkpoint.load_config(plan.start_from).get_text_config().vocab_size
+    if len(tokenizer) > rows:
+        raise FingerprintError(
+            "the tokenizer", f"at most {rows} tokens (the checkpoint's table)", str(len(tokenizer)),
+            f"use the tokenizer that {plan.start_from} was trained with",
+        )  # fmt: skip
+
+
+def make_substrate(
+    plan: Plan, tokenizer: PreTrainedTokenizerBase, out: Path, observer: Observer
+) -> Substrate:
+    """Return the run's substrate: the one it has, a given one, or a new one from the recipe."""
+    target = out / "substrate"
+    tokens = tokenizers.token_strings(tokenizer)
+    source = target if target.exists() else plan.substrate.path
+    if source is not None:
+        substrate = Substrate.load(source)
+        if list(substrate.tokens) != tokens:
+            raise FingerprintError(
+                f"the tokenizer of substrate {source}",
+                _vocabulary_hash(list(substrate.tokens)), _vocabulary_hash(tokens),
+                "build the substrate for this tokenizer, or name the tokenizer it was built for",
+            )  # fmt: skip
+        if substrate.width != plan.model.width:
+            message = f"{plan.model.width}, but substrate {source} has {substrate.width} dimensions"
+            raise ConfigError(Problem("model.width", message, "make them equal"))
+    else:
+        check_recipe(plan.substrate.recipe, len(tokens), plan.model.width)
+        substrate = Substrate.build(
+            plan.substrate.recipe, tokens, plan.model.width, observer.advance
+        )
+    if not target.exists():
+        with checkpoint.new_folder(target) as partial:
+            substrate.save(partial)
+    return substrate
+
+
+def _vocabulary_hash(tokens: list[str | bytes]) -> str:
+    names = {str(index): repr(token) for index, token in enumerate(tokens)}
+    return f"{len(tokens)} tokens, {ledger.fingerprint(names)[:12]}"

@@ -1,0 +1,374 @@
+"""The main job, whole: a tiny growth on real text, and what it must leave behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from nacre import tokenizer as tokenizers
+from nacre.errors import CheckpointError, ConfigError, DataError, FingerprintError
+from nacre.growth import ledger
+from nacre.growth import plan as plans
+from nacre.train import checkpoint, folder
+from nacre.train.grow import grow
+from nacre.train.observer import Observer
+
+WITHOUT_NACRE = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "nacre":
+            raise ImportError("nacre is not installed here")
+sys.meta_path.insert(0, Blocker())
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+ids = tokenizer("def f(x): 水😀", return_tensors="pt")
+assert tokenizer.decode(ids.input_ids[0]) == "def f(x): 水😀"
+print(repr(model(**ids).logits.double().sum().item()))
+"""
+
+
+@pytest.fixture(scope="module")
+def plan() -> plans.Plan:
+    return plans.load("tiny", ["training.precision=fp32"])
+
+
+@pytest.fixture(scope="module")
+def run(plan: plans.Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    grow(plan, out)
+    return out
+
+
+def records(run: Path) -> list[dict]:
+    return [checkpoint.read_json(path / checkpoint.RECORD) for path in checkpoint.stages(run)]
+
+
+def weights(stage: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load_model(stage).state_dict()
+
+
+def test_every_stage_lowers_held_out_bits_per_byte(run: Path) -> None:
+    bits = [record["validation"]["bits_per_byte"] for record in records(run)]
+    assert bits == sorted(bits, reverse=True)
+    assert len(set(bits)) == 3
+    start = folder.read_metrics(run)[0]["validation"]["bits_per_byte"]
+    assert bits[0] < start
+
+
+def test_record_has_the_promised_names(run: Path) -> None:
+    promised = {
+        "stage", "depth", "new_blocks", "active_parameters", "total_parameters", "tokens", "seconds",
+        "tokens_per_second", "peak_memory_bytes", "trunk_mode", "validation", "trainable", "frozen",
+        "lora", "parent", "substrate", "tokenizer", "corpus",
+    }  # fmt: skip
+    for record in records(run):
+        assert promised <= record.keys()
+        assert record["validation"].keys() == {"loss", "perplexity", "bits_per_byte"}
+        assert record["tokens"] == 5120
+    assert [record["depth"] for record in records(run)] == [1, 2, 3]
+
+
+def test_trainable_set_of_each_stage(run: Path) -> None:
+    block = [
+        "input_layernorm.weight", "mlp.down_proj.weight", "mlp.gate_proj.weight",
+        "mlp.up_proj.weight", "post_attention_layernorm.weight", "self_attn.k_proj.weight",
+        "self_attn.o_proj.weight", "self_attn.q_proj.weight", "self_attn.v_proj.weight",
+    ]  # fmt: skip
+    crown = ["lm_head.weight", "model.norm.weight"]
+    linear = [name.removesuffix(".weight") for name in block if "norm" not in name]
+    adapters = [
+        f"model.layers.{index}.{name}.lora_{side}.default.weight"
+        for index in range(2)
+        for name in linear
+        for side in "AB"
+    ]
+    found = [record["trainable"] for record in records(run)]
+    assert found[0] == sorted(crown + [f"model.layers.0.{name}" for name in block])
+    assert found[1] == sorted(crown + [f"model.layers.1.{name}" for name in block])
+    assert found[2] == sorted(crown + [f"model.layers.2.{name}" for name in block] + adapters)
+
+
+def test_ledger_names_every_tensor_with_its_hash(run: Path) -> None:
+    for path, record in zip(checkpoint.stages(run), records(run), strict=True):
+        stated = record["frozen"] | record["weights"]
+        assert not record["frozen"].keys() & record["weights"].keys()
+        assert stated == {n: ledger.tensor_hash(t) for n, t in weights(path).items()}
+        assert record["fingerprint"] == ledger.fingerprint(stated)
+
+
+def test_frozen_tensors_are_bit_identical_across_stages(run: Path) -> None:
+    first, second, third = (weights(path) for path in checkpoint.stages(run))
+    for name in first:
+        frozen = name.startswith(("model.layers.0.", "model.embed_tokens."))
+        assert torch.equal(first[name], second[name]) == frozen, name
+    assert torch.equal(first["model.embed_tokens.weight"], third["model.embed_tokens.weight"])
+    assert not torch.equal(
+        second["model.layers.0.mlp.up_proj.weight"], third["model.layers.0.mlp.up_proj.weight"]
+    ), "the LoRA stage readjusts the trunk"
+
+
+def test_frozen_shards_are_the_same_file(run: Path) -> None:
+    one, two, three = checkpoint.stages(run)
+
+    def same(shard: str, a: Path, b: Path) -> bool:
+        return (a / shard).samefile(b / shard)
+
+    assert same("substrate.safetensors", one, two)
+    assert same("substrate.safetensors", one, three)
+    assert same("blocks-01.safetensors", one, two)
+    assert not same("blocks-01.safetensors", two, three), "LoRA was merged into it"
+    assert not same("head.safetensors", one, two)
+    with safe_open(two / "blocks-02.safetensors", "pt") as shard:
+        assert all(name.startswith("model.layers.1.") for name in shard.keys())
+
+
+def test_embedding_is_the_substrate(run: Path) -> None:
+    from nacre.substrate import Substrate
+
+    substrate = Substrate.load(run / "substrate")
+    rows = weights(checkpoint.stages(run)[-1])["model.embed_tokens.weight"]
+    assert torch.equal(rows, torch.tensor(substrate.rows))
+    assert records(run)[0]["substrate"] == substrate.fingerprint
+
+
+def test_lora_is_merged_with_a_certificate(run: Path) -> None:
+    lora = records(run)[2]["lora"]
+    assert lora["rank"] == 4
+    assert lora["merge"]["adapters"] == 14
+    assert lora["merge"]["largest_logit_difference"] < 1e-4
+    assert abs(lora["merge"]["loss_difference"]) < 1e-5
+    assert records(run)[0]["lora"] is None
+
+
+def test_lineage(run: Path) -> None:
+    one, two, three = records(run)
+    assert one["parent"] is None
+    assert two["parent"] == one["fingerprint"]
+    assert three["parent"] == two["fingerprint"]
+
+
+def test_stage_loads_where_nacre_is_not_installed(run: Path) -> None:
+    stage = checkpoint.stages(run)[-1]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_NACRE, str(stage)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    model = checkpoint.load_model(stage).eval()
+    ids = tokenizers.load(stage)("def f(x): 水😀", return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**ids).logits.double().sum().item()
+    assert float(done.stdout) == expected
+
+
+def test_metrics_have_each_step_once(run: Path) -> None:
+    lines = folder.read_metrics(run)
+    steps = [(line["stage"], line["step"]) for line in lines if "loss" in line]
+    assert steps == [(stage, step) for stage in (1, 2, 3) for step in range(1, 21)]
+    evaluated = [(line["stage"], line["step"]) for line in lines if "validation" in line]
+    assert evaluated == [(stage, step) for stage in (1, 2, 3) for step in (0, 10)]
+
+
+def test_the_same_plan_gives_the_same_model(plan: plans.Plan, run: Path, tmp_path: Path) -> None:
+    grow(plan, tmp_path / "again")
+    again = [record["fingerprint"] for record in records(tmp_path / "again")]
+    assert again == [record["fingerprint"] for record in records(run)]
+
+
+class Interrupted(Exception):
+    pass
+
+
+class Interrupt(Observer):
+    def __init__(self, stage: int, step: int) -> None:
+        self.stage, self.step = stage, step
+
+    def trained(self, step: dict) -> None:
+        if (step["stage"], step["step"]) == (self.stage, self.step):
+            raise Interrupted
+
+
+@pytest.mark.parametrize(("stage", "step"), [(1, 15), (2, 1), (3, 19)])
+def test_an_interrupted_run_resumes_to_the_same_model(
+    plan: plans.Plan, run: Path, tmp_path: Path, stage: int, step: int
+) -> None:
+    with pytest.raises(Interrupted):
+        grow(plan, tmp_path / "run", observer=Interrupt(stage, step))
+    grow(None, tmp_path / "run", resume=True)
+    resumed = [record["fingerprint"] for record in records(tmp_path / "run")]
+    assert resumed == [record["fingerprint"] for record in records(run)]
+    steps = [(m["stage"], m["step"]) for m in folder.read_metrics(tmp_path / "run") if "loss" in m]
+    assert steps == [(stage, step) for stage in (1, 2, 3) for step in range(1, 21)]
+    assert not (tmp_path / "run" / "state").exists()
+
+
+def test_a_longer_plan_adds_its_stages(plan: plans.Plan, run: Path, tmp_path: Path) -> None:
+    shorter = plan.model_copy(update={"stages": plan.stages[:2]})
+    grow(shorter, tmp_path / "run")
+    grow(plan, tmp_path / "run", resume=True)
+    assert [r["fingerprint"] for r in records(tmp_path / "run")] == [
+        r["fingerprint"] for r in records(run)
+    ]
+
+
+def test_resuming_with_another_plan_is_refused(plan: plans.Plan, run: Path) -> None:
+    other = plans.load("tiny", ["training.precision=fp32", "seed=7"])
+    with pytest.raises(FingerprintError, match="first difference: seed was 0, now 7"):
+        grow(other, run, resume=True)
+
+
+def test_growing_from_a_stage_keeps_its_files(plan: plans.Plan, run: Path, tmp_path: Path) -> None:
+    base = checkpoint.stages(run)[1]
+    branch = plans.parse(
+        {
+            "from": str(base),
+            "model": {"context": 32},
+            "training": plan.training.model_dump(),
+            "stages": [{"add_blocks": 1, "tokens": 512, "init": "zero"}],
+        }
+    )
+    (record,) = grow(branch, tmp_path / "branch")
+    stage = checkpoint.stages(tmp_path / "branch")[0]
+    assert record["depth"] == 3
+    assert record["growth"] == [[1, 1], [2, 1], [3, 1]]
+    assert record["parent"] == records(run)[1]["fingerprint"]
+    assert record["substrate"] == records(run)[1]["substrate"]
+    for shard in ("substrate.safetensors", "blocks-01.safetensors", "blocks-02.safetensors"):
+        assert (stage / shard).samefile(base / shard)
+    assert checkpoint.load_model(stage).config.num_hidden_layers == 3
+
+
+def test_a_damaged_frozen_tensor_is_noticed(plan: plans.Plan, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    grow(plan.model_copy(update={"stages": plan.stages[:1]}), tmp_path / "run")
+    shard = tmp_path / "run" / "stages" / "01" / "blocks-01.safetensors"
+    tensors = load_file(shard)
+    tensors["model.layers.0.mlp.up_proj.weight"][0, 0] += 1e-6
+    save_file(tensors, shard, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="not what its ledger recorded"):
+        grow(plan, tmp_path / "run", resume=True)
+
+
+def test_patience_ends_a_stage(plan: plans.Plan, tmp_path: Path) -> None:
+    data = plan.model_dump(mode="json", by_alias=True)
+    data["training"] |= {"lr": 1e-9, "evaluate_every": 2}
+    data["stages"] = [{"add_blocks": 1, "tokens": 25600, "patience": 1, "lr": 10.0}]
+    (record,) = grow(plans.parse(data), tmp_path / "run")
+    assert record["tokens"] < 25600
+
+
+@pytest.mark.parametrize("kind", ["code", "random", "trained"])
+def test_other_substrates(plan: plans.Plan, tmp_path: Path, kind: str) -> None:
+    data = plan.model_dump(mode="json", by_alias=True)
+    data["substrate"] = {"kind": kind}
+    data["stages"] = [{"add_blocks": 1, "tokens": 512}, {"add_blocks": 1, "tokens": 512}]
+    one, two = grow(plans.parse(data), tmp_path / "run")
+    assert ("model.embed_tokens.weight" in one["trainable"]) == (kind == "trained")
+    assert "model.embed_tokens.weight" in two["frozen"]
+
+
+def test_monolithic_training_is_one_stage(tmp_path: Path) -> None:
+    mono = plans.parse(
+        {
+            "tokenizer": {"size": 512},
+            "model": {"family": "gpt_neox", "width": 32, "heads": 2, "context": 32},
+            "training": {
+                "batch_tokens": 256, "micro_batch_tokens": 128, "validation_tokens": 512,
+                "gradient_checkpointing": True, "schedule": "cosine",
+            },
+            "stages": [{"add_blocks": 2, "tokens": 1024}],
+        }
+    )  # fmt: skip
+    (record,) = grow(mono, tmp_path / "run")
+    assert record["depth"] == 2
+    assert list(record["frozen"]) == ["gpt_neox.embed_in.weight"]
+
+
+# What a user can get wrong: one clear message, before anything is trained.
+
+
+def test_output_folder_with_another_run(plan: plans.Plan, run: Path) -> None:
+    with pytest.raises(ConfigError, match="already holds a run .*--resume.*--overwrite"):
+        grow(plan, run)
+
+
+def test_output_folder_with_other_files(plan: plans.Plan, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("do not delete")
+    with pytest.raises(ConfigError, match="holds files that are not a run's"):
+        grow(plan, tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_output_is_a_file(plan: plans.Plan, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(ConfigError, match="is a file"):
+        grow(plan, tmp_path / "out")
+
+
+def test_nothing_to_resume(plan: plans.Plan, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no run"):
+        grow(plan, tmp_path, resume=True)
+
+
+def test_missing_data_leaves_no_folder(plan: plans.Plan, tmp_path: Path) -> None:
+    lost = plan.model_copy(update={"data": plans.Data(sources=(str(tmp_path / "lost.txt"),))})
+    with pytest.raises(DataError, match=r"lost\.txt"):
+        grow(lost, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_context_longer_than_the_corpus(plan: plans.Plan, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("A short text. " * 4)
+    data = plan.model_dump(mode="json", by_alias=True)
+    data["data"]["sources"] = [str(tmp_path / "short.txt")]
+    with pytest.raises(DataError, match="context is longer than the corpus"):
+        grow(plans.parse(data), tmp_path / "run")
+
+
+def test_too_little_disk(
+    plan: plans.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("usage", (), {"free": 1000})
+    monkeypatch.setattr(folder.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(ConfigError, match="needs about .* GB free"):
+        grow(plan, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_substrate_of_another_tokenizer(plan: plans.Plan, run: Path, tmp_path: Path) -> None:
+    data = plan.model_dump(mode="json", by_alias=True)
+    data["substrate"] = {"path": str(run / "substrate")}
+    data["tokenizer"] = {"size": 520}
+    with pytest.raises(FingerprintError, match="build the substrate for this tokenizer"):
+        grow(plans.parse(data), tmp_path / "run")
+
+
+def test_substrate_of_another_width(plan: plans.Plan, run: Path, tmp_path: Path) -> None:
+    data = plan.model_dump(mode="json", by_alias=True)
+    data["substrate"] = {"path": str(run / "substrate")}
+    data["tokenizer"] = {"path": str(run / "tokenizer")}
+    data["model"]["width"] = 64
+    with pytest.raises(ConfigError, match="64, but substrate .* has 32 dimensions"):
+        grow(plans.parse(data), tmp_path / "run")
+
+
+def test_a_checkpoint_that_cannot_be_grown(plan: plans.Plan, tmp_path: Path) -> None:
+    (tmp_path / "t5").mkdir()
+    (tmp_path / "t5" / "config.json").write_text(json.dumps({"model_type": "t5"}))
+    data = plan.model_dump(mode="json", by_alias=True) | {"from": str(tmp_path / "t5")}
+    with pytest.raises((ConfigError, CheckpointError), match="cannot be"):
+        grow(plans.parse(data), tmp_path / "run")
+
+
+def test_a_folder_without_a_model(plan: plans.Plan, tmp_path: Path) -> None:
+    data = plan.model_dump(mode="json", by_alias=True) | {"from": str(tmp_path)}
+    with pytest.raises(CheckpointError, match=r"config\.json is missing"):
+        grow(plans.parse(data), tmp_path / "run")
