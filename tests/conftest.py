@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,10 @@ from transformers import (
     Qwen3Config,
 )
 
+from nacre.growth import plan as plans
+from nacre.growth.plan import Plan
 from nacre.models import stock
+from nacre.train.grow import grow
 
 VOCABULARY, WIDTH, HEADS, MLP, CONTEXT, DEPTH = 64, 32, 2, 64, 32, 2
 NO_SPECIAL = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
@@ -89,3 +93,17 @@ def _one_seed() -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
+
+
+@pytest.fixture(scope="session")
+def tiny_plan() -> Plan:
+    """The recipe `tiny`: three stages of one block, the last with LoRA; in fp32."""
+    return plans.load("tiny", ["training.precision=fp32"])
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole finished run of the recipe `tiny`; tests only read it."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    grow(tiny_plan, out)
+    return out

@@ -35,16 +35,14 @@ print(repr(model(**ids).logits.double().sum().item()))
 """
 
 
-@pytest.fixture(scope="module")
-def plan() -> plans.Plan:
-    return plans.load("tiny", ["training.precision=fp32"])
+@pytest.fixture
+def plan(tiny_plan: plans.Plan) -> plans.Plan:
+    return tiny_plan
 
 
-@pytest.fixture(scope="module")
-def run(plan: plans.Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "tiny"
-    grow(plan, out)
-    return out
+@pytest.fixture
+def run(tiny_run: Path) -> Path:
+    return tiny_run
 
 
 def records(run: Path) -> list[dict]:

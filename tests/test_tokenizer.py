@@ -298,6 +298,16 @@ def test_a_folder_that_is_missing_or_holds_no_tokenizer(tmp_path):
         subject.load(tmp_path)
 
 
+def test_a_hub_that_is_out_of_reach(monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("We couldn't connect\nand more")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", refuse)
+    with pytest.raises(ConfigError) as caught:
+        subject.load("hf:some/name")
+    assert "cannot load 'hf:some/name': We couldn't connect (check the name" in str(caught.value)
+
+
 def test_a_slow_tokenizer_is_refused(tmp_path):
     (tmp_path / "vocab.json").write_text("{}")
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')

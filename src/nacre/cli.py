@@ -91,7 +91,7 @@ def grow(
     settings: Settings = None,
     track: Annotated[
         list[str] | None,
-        typer.Option(help="Tracker known to Accelerate; default: tensorboard if installed."),
+        typer.Option(help="Tracker known to Accelerate, or none; default: tensorboard if there."),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: Json = False,
@@ -125,7 +125,7 @@ def grow(
         if chosen is None:
             raise ConfigError(Problem("--resume", "which run?", "name its folder with --out"))
         out = Path("runs") / chosen.name
-    trackers = tuple(track) if track is not None else default_trackers()
+    trackers = default_trackers() if track is None else tuple(t for t in track if t != "none")
 
     def work(observer: Observer) -> list[dict[str, Any]]:
         return run(

@@ -192,13 +192,15 @@ def _mend(data: Any, location: Path_, stand_in: StandIn) -> None:
         if isinstance(node, dict):
             owner, owned = cast("dict[Any, Any]", node), location[:depth]
             node = owner.get(part)
-        elif isinstance(node, list) and isinstance(part, int) and depth == len(location):
-            replacement = stand_in(location)
-            if replacement is not None:
-                node[part] = replacement
-                return
         elif isinstance(node, list | tuple) and isinstance(part, int):
-            node = cast("list[Any]", node)[part]
+            entries = cast("list[Any]", node)
+            if part >= len(entries):  # mended with another part
+                return
+            replacement = stand_in(location) if depth == len(location) else None
+            if replacement is not None and isinstance(node, list):
+                entries[part] = replacement
+                return
+            node = entries[part]
     replacement = stand_in(owned)
     if replacement is not None:
         owner[owned[-1]] = replacement

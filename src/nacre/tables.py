@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nacre.growth.budget import StageCost
+from nacre.report import stage_table
 
 
 def short(number: float, unit: str = "") -> str:
@@ -21,27 +22,10 @@ def short(number: float, unit: str = "") -> str:
 
 
 def stages(records: Sequence[Mapping[str, Any]]) -> Table:
-    """Return the table of finished stages."""
-    heads = (
-        "stage", "depth", "active", "total", "tokens", "bits per\nbyte", "perple-\nxity",
-        "tokens\n/ s", "peak\nmemory", "sec-\nonds",
-    )  # fmt: skip
-    rows = [
-        (
-            f"{record['stage']}" + (" L" if record["lora"] else ""),
-            f"{record['depth']}",
-            short(record["active_parameters"]),
-            short(record["total_parameters"]),
-            short(record["tokens"]),
-            f"{record['validation']['bits_per_byte']:.4f}",
-            f"{record['validation']['perplexity']:.2f}",
-            f"{record['tokens_per_second']:,.0f}",
-            short(record["peak_memory_bytes"], "B"),
-            f"{record['seconds']:,.0f}",
-        )
-        for record in records
-    ]
-    return _numbers(heads, rows)
+    """Return the table of finished stages, with the cells of the report."""
+    rows = stage_table(records)
+    heads = [head.replace(" ", "\n").replace("/", "\n/ ") for head in rows[0]] if rows else []
+    return _numbers(heads, [list(row.values()) for row in rows])
 
 
 def costs(predicted: Sequence[StageCost]) -> Table:

@@ -130,7 +130,9 @@ def load(path: str | Path) -> PreTrainedTokenizerFast:
             Problem(
                 "tokenizer",
                 f"cannot load {name!r}: {reason[0] if reason else type(error).__name__}",
-                "a folder needs tokenizer.json and tokenizer_config.json",
+                "a folder needs tokenizer.json and tokenizer_config.json"
+                if is_folder
+                else "check the name and the network, or give a folder that holds it",
             )
         ) from error
     if not getattr(tokenizer, "is_fast", False):

@@ -117,7 +117,7 @@ def draw_loss(files: RunFiles, views: Sequence[StageView], theme: Theme, wide: b
             mean = smooth(loss, window)
             ax.plot(tokens, loss, color=theme.training, alpha=0.28, linewidth=0.7, zorder=2)
             ax.plot(tokens, mean, color=theme.training, linewidth=1.7, zorder=3)
-            later += [*mean[tokens > total / 20], mean[-1]]
+            later += [*mean[tokens > total / 20], mean[-1], np.nanmin(loss, initial=mean[-1])]
             ends["training"] = mean[-1]
         if len(view.held_out):
             tokens, loss = view.held_out.T[:2]
@@ -148,10 +148,13 @@ def _loss_range(ax: Axes, views: Sequence[StageView], later: list[float], theme:
     points = np.concatenate([p[:, :2] for v in views for p in (v.training, v.held_out)])
     above = points[points[:, 1] > ax.get_ylim()[1]]
     if len(above):
+        last = above[:, 0].max()
+        left = last < 0.7 * views[-1].end
         ax.annotate(
-            f"↑ from {above[:, 1].max():.2f}", (above[:, 0].max(), 1),
-            xycoords=("data", "axes fraction"), xytext=(16, -6), textcoords="offset points",
-            va="top", size=8.5, color=theme.muted, path_effects=_halo(theme),
+            f"↑ up to {above[:, 1].max():.2f}", (last, 1), xycoords=("data", "axes fraction"),
+            xytext=(16 if left else -16, -6), textcoords="offset points",
+            ha="left" if left else "right", va="top", size=8.5, color=theme.muted,
+            path_effects=_halo(theme),
         )  # fmt: skip
 
 

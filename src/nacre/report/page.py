@@ -189,7 +189,9 @@ def chain(files: RunFiles) -> str:
         known = below["frozen"] | below["weights"]
         changed = [name for name, value in record["frozen"].items() if known.get(name) != value]
         if changed or record["parent"] != below["fingerprint"]:
-            what = f"{len(changed)} frozen tensors differ" if changed else "the parent differs"
+            what = "the parent differs"
+            if changed:
+                what = f"{len(changed)} of {len(record['frozen'])} frozen tensors differ"
             return f"The ledgers do not fit together: at stage {record['stage']} {what}."
     return (
         "Every frozen tensor has the hash that the stage below recorded, and every stage names the "

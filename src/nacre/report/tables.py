@@ -70,13 +70,15 @@ def ledger_table(records: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 def count(number: float) -> str:
     """Shorten a count: 9,812 stays; then 32.9K, 105.0M, 68.90B."""
-    for limit, unit, digits in ((1e9, "B", 2), (1e6, "M", 1), (1e4, "K", 1)):
-        divisor = 1e3 if unit == "K" else limit
-        if round(number / divisor, digits) >= limit / divisor:
-            return f"{number / divisor:.{digits}f}{unit}"
-    return f"{number:,.0f}"
+    if number < 10_000:
+        return f"{number:,.0f}"
+    if round(number / 1e3, 1) < 1000:
+        return f"{number / 1e3:.1f}K"
+    if round(number / 1e6, 1) < 1000:
+        return f"{number / 1e6:.1f}M"
+    return f"{number / 1e9:.2f}B"
 
 
 def size(number: float) -> str:
     """Write bytes as MB or GB, powers of ten."""
-    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
+    return f"{number / 1e6:.0f} MB" if round(number / 1e6) < 1000 else f"{number / 1e9:.2f} GB"

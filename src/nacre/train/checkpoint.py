@@ -191,15 +191,15 @@ def stages(run: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob(f"[0-9]*/{RECORD}"))
 
 
-def newest(path: str | Path) -> Path:
+def newest(path: str | Path) -> str | Path:
     """Return the checkpoint meant by a path: a run means its newest stage.
 
-    Raises `CheckpointError` for a run without a finished stage.
+    What is no folder here is returned as it is: it may be a name on the hub. Raises
+    `CheckpointError` for a run without a finished stage.
     """
-    path = Path(path)
-    if not (path / "plan.yaml").exists():
+    if not (Path(path) / "plan.yaml").exists():
         return path
-    finished = stages(path)
+    finished = stages(Path(path))
     if not finished:
         raise CheckpointError(
             f"{path}: this run has no finished stage yet; continue it with "

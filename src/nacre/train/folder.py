@@ -78,7 +78,7 @@ def _first_difference(old: Any, new: Any, path: str = "") -> str:
 
 def check_disk(out: Path, plan: Plan, vocabulary: int | None = None, extra: int = 0) -> None:
     """Raise `ConfigError` if the run's stages, states and `extra` bytes would not fit the disk."""
-    base = checkpoint.load_config(plan.start_from) if plan.start_from else None
+    base = checkpoint.load_config(checkpoint.newest(plan.start_from)) if plan.start_from else None
     needed = budget.disk_needed(budget.estimate(plan, vocabulary, base)) + extra
     parent = next(path for path in [out, *out.absolute().parents] if path.exists())
     free = shutil.disk_usage(parent).free

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import LoggerType
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, set_seed
 
@@ -22,7 +23,7 @@ from nacre import tokenizer as tokenizers
 from nacre.data import corpus
 from nacre.data.loader import LoaderState, validation_batches
 from nacre.data.shards import TokenStore
-from nacre.errors import CheckpointError, ConfigError, Problem
+from nacre.errors import CheckpointError, ConfigError, Problem, nearest
 from nacre.growth import budget, ledger, stage
 from nacre.growth.plan import Plan, Stage
 from nacre.models import stock
@@ -51,7 +52,7 @@ def grow(
     """
     out, observer = Path(out), observer or Observer()
     plan = folder.claim(out, plan, resume=resume, overwrite=overwrite)
-    check(plan, out)
+    check(plan, out, trackers)
     out.mkdir(parents=True, exist_ok=True)
     config.write_yaml(plan, out / folder.PLAN)
     accelerator = make_accelerator(plan, out, trackers)
@@ -68,12 +69,19 @@ def grow(
     return [checkpoint.read_json(path / checkpoint.RECORD) for path in checkpoint.stages(out)]
 
 
-def check(plan: Plan, out: Path) -> None:
-    """Check all that can be checked before any work: sources, checkpoint to grow, disk."""
+def check(plan: Plan, out: Path, trackers: Sequence[str] = ()) -> None:
+    """Check all that can be checked before any work: trackers, sources, parts given, disk."""
+    for tracker in trackers:
+        known = [str(name) for name in LoggerType if name != LoggerType.ALL]
+        if tracker not in known:
+            hint = nearest(tracker, known) or f"known: {', '.join(known)}, none"
+            raise ConfigError(Problem("--track", f"unknown tracker {tracker!r}", hint))
+    if plan.tokenizer.path is not None:
+        tokenizers.load(plan.tokenizer.path)
     for sources in source_sets(plan):
         corpus.check(sources)
     if plan.start_from is not None:
-        base = checkpoint.load_config(plan.start_from)
+        base = checkpoint.load_config(checkpoint.newest(plan.start_from))
         try:
             stock.count_parameters(base)
         except ValueError as error:
@@ -105,7 +113,7 @@ def make_accelerator(plan: Plan, out: Path, trackers: Sequence[str]) -> Accelera
 class Below:
     """What a stage stands on: the checkpoint folder below it, and its record ({} if not ours)."""
 
-    path: Path
+    path: str | Path
     record: dict[str, Any]
 
 
@@ -167,7 +175,7 @@ def find_below(plan: Plan, index: int, out: Path) -> Below | None:
         path = checkpoint.newest(plan.start_from)
     else:
         return None
-    record = path / checkpoint.RECORD
+    record = Path(path) / checkpoint.RECORD
     return Below(path, checkpoint.read_json(record) if record.exists() else {})
 
 
@@ -285,7 +293,7 @@ def stage_record(
         growth = [[0, len(found.blocks) - this.add_blocks]]
     if this.add_blocks:
         growth = [*growth, [max((step for step, _ in growth), default=0) + 1, this.add_blocks]]
-    base = checkpoint.load_config(plan.start_from) if plan.start_from else None
+    base = checkpoint.load_config(checkpoint.newest(plan.start_from)) if plan.start_from else None
     cost = budget.estimate(plan, len(parts.tokenizer), base)[number - 1]
     return {
         "stage": number,
@@ -333,7 +341,7 @@ def save_stage(
             partial,
             [(step, count) for step, count in record["growth"]],
             unchanged=record["frozen"],
-            previous=below.path if below and below.record else None,
+            previous=Path(below.path) if below and below.record else None,
         )
         checkpoint.link_tree(out / "tokenizer", partial)
         if (out / "substrate").exists():

@@ -41,6 +41,12 @@ def source_sets(plan: Plan) -> list[tuple[str, ...]]:
 def make_parts(plan: Plan, out: Path, observer: Observer) -> Parts:
     """Make or load tokenizer, tokens and substrate; refuse what does not fit together."""
     tokenizer = make_tokenizer(plan, out, observer)
+    fingerprints: dict[str, Any] = {"tokenizer": tokenizers.fingerprint(tokenizer)}
+    substrate = None
+    if plan.start_from is None:
+        observer.phase("Substrate", len(tokenizer))
+        substrate = make_substrate(plan, tokenizer, out, observer)
+        fingerprints["substrate"] = substrate.fingerprint
     stores: dict[tuple[str, ...], TokenStore] = {}
     for number, sources in enumerate(source_sets(plan), start=1):
         observer.phase("Tokenize", corpus.check(sources).total_bytes)
@@ -53,15 +59,7 @@ def make_parts(plan: Plan, out: Path, observer: Observer) -> Parts:
             progress=observer.advance,
         )
         Loader(store, "train", context=plan.model.context, batch_size=1, seed=plan.seed)
-    substrate = None
-    fingerprints: dict[str, Any] = {
-        "tokenizer": tokenizers.fingerprint(tokenizer),
-        "corpora": {" ".join(sources): store.fingerprint for sources, store in stores.items()},
-    }
-    if plan.start_from is None:
-        observer.phase("Substrate", len(tokenizer))
-        substrate = make_substrate(plan, tokenizer, out, observer)
-        fingerprints["substrate"] = substrate.fingerprint
+    fingerprints["corpora"] = {" ".join(key): store.fingerprint for key, store in stores.items()}
     return Parts(tokenizer, stores, substrate, fingerprints)
 
 
@@ -70,7 +68,9 @@ def make_tokenizer(plan: Plan, out: Path, observer: Observer) -> PreTrainedToken
     target = out / "tokenizer"
     if target.exists():
         return tokenizers.load(target)
-    given = plan.tokenizer.path or plan.start_from
+    given = plan.tokenizer.path
+    if given is None and plan.start_from is not None:
+        given = checkpoint.newest(plan.start_from)
     if given is not None:
         tokenizer = tokenizers.load(given)
         if plan.start_from is not None:
@@ -92,7 +92,8 @@ def make_tokenizer(plan: Plan, out: Path, observer: Observer) -> PreTrainedToken
 
 def _check_vocabulary(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
     assert plan.start_from is not None
-    rows = checkpoint.load_config(plan.start_from).get_text_config().vocab_size
+    base = checkpoint.load_config(checkpoint.newest(plan.start_from))
+    rows = base.get_text_config().vocab_size
     if len(tokenizer) > rows:
         raise FingerprintError(
             "the tokenizer", f"at most {rows} tokens (the checkpoint's table)", str(len(tokenizer)),

@@ -1,0 +1,239 @@
+"""The command line: what it prints, where, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nacre.cli import main
+
+Run = Callable[..., tuple[int, str, str]]
+
+TINY = ["--set", "training.precision=fp32", "--track", "none"]
+
+
+@pytest.fixture
+def nacre(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command; return exit code, stdout, stderr."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        code = stop.value.code
+        assert "Traceback" not in err
+        return int(code or 0), out, err
+
+    return run
+
+
+def test_help_names_every_command(nacre: Run) -> None:
+    code, out, _ = nacre("--help")
+    assert code == 0
+    for command in ("grow", "plan", "generate", "report", "doctor", "substrate", "tokenizer"):
+        assert command in out
+
+
+def test_importing_the_command_line_is_quick() -> None:
+    check = "import sys, nacre, nacre.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check]).returncode == 0
+
+
+def test_public_names_exist() -> None:
+    check = "import nacre; [getattr(nacre, name) for name in nacre.__all__]"
+    assert subprocess.run([sys.executable, "-c", check]).returncode == 0
+
+
+def test_grow_prints_table_report_and_next_step(nacre: Run, tmp_path: Path) -> None:
+    code, out, err = nacre(
+        "grow", "tiny", "--out", tmp_path / "run", "--set", "stages.2.tokens=512", *TINY
+    )
+    assert code == 0
+    assert out == "", "people read stderr"
+    assert "Stage 3/3" in err
+    assert "bits per" in err
+    assert "peak" in err
+    assert str(tmp_path / "run" / "report" / "index.html") in err
+    assert (tmp_path / "run" / "report" / "loss.png").exists()
+    assert "nacre generate" in err
+
+
+def test_grow_json(nacre: Run, tmp_path: Path) -> None:
+    code, out, err = nacre(
+        "grow", "tiny", "--out", tmp_path / "run", "--json", "--quiet", *TINY,
+        "--set", "stages=[{add_blocks: 1, tokens: 512}]",
+    )  # fmt: skip
+    assert code == 0
+    assert err == ""
+    result = json.loads(out)
+    assert result["run"] == str(tmp_path / "run")
+    assert result["stages"][0]["depth"] == 1
+    assert result["stages"][0]["validation"]["bits_per_byte"] > 0
+
+
+def test_grow_own_text(nacre: Run, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("The oyster lays down one thin layer at a time.\n\n" * 400)
+    code, out, _ = nacre(
+        "grow", "tiny", "--data", tmp_path / "text.txt", "--out", tmp_path / "run", "--json", *TINY,
+        "--set", "stages=[{add_blocks: 1, tokens: 512}]",
+    )  # fmt: skip
+    assert code == 0
+    assert json.loads(out)["stages"][0]["tokens"] == 512
+
+
+def test_grow_says_what_has_no_effect(nacre: Run, tmp_path: Path) -> None:
+    _, _, err = nacre(
+        "grow", "tiny", "--out", tmp_path / "run", *TINY, "--set", "substrate={kind: code, seed: 3}",
+        "--set", "stages=[{add_blocks: 1, tokens: 512}]", "--set", "model.width=36",
+    )  # fmt: skip
+    assert "substrate.seed has no effect with substrate.kind: code" in err
+
+
+def test_a_mistake_is_one_message_and_exit_code_2(nacre: Run, tmp_path: Path) -> None:
+    code, out, err = nacre(
+        "grow", "tiny", "--out", tmp_path / "run", "--set", "model.heads=5", "--set", "model.widht=9",
+        "--set", "training.lr=fast",
+    )  # fmt: skip
+    assert code == 2
+    assert out == ""
+    assert "3 problems" in err
+    assert "model.widht: unknown key (did you mean 'width'?)" in err
+    assert "model.heads: 5 does not divide model.width (32)" in err
+    assert "training.lr" in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("grow", "smal"), "did you mean 'small'?"),
+        (("grow", "lost.yaml"), "no such file"),
+        (("grow", "--resume"), "which run?"),
+        (("grow", "tiny", "--data", "lost.txt"), "lost.txt"),
+        (("grow", "tiny", "--errors", "ignore"), "data.errors"),
+        (("grow", "tiny", "--font", "lost.ttf"), "lost.ttf"),
+        (("grow", "tiny", "--tokenizer", "lost"), "lost"),
+        (("grow", "tiny", "--from", "./lost"), "no such folder"),
+        (("grow", "tiny", "--track", "nosuch"), "nosuch"),
+        (("plan", "tiny", "--set", "model.width"), "KEY=VALUE"),
+        (("generate", "./lost", "x"), "no such folder"),
+        (("generate", ".", "x", "--temperature", "-1"), "--temperature"),
+        (("generate", ".", "x", "--top-p", "2", "--top-k", "-1"), "2 problems"),
+        (("generate", ".", "x", "--depths"), "holds no stages"),
+        (("report", "."), "no run"),
+        (("substrate", "build", "lost", "--out", "new"), "lost"),
+        (("substrate", "show", "a", "--width", "99999"), "4096"),
+        (("tokenizer", "build", "--size", "100", "--out", "new"), "size"),
+        (("tokenizer", "build", "--alphabet", "all", "--out", "new"), "alphabet"),
+        (("nosuch",), "No such command"),
+        (("grow", "--no-such-option"), "No such option"),
+    ],
+)
+def test_bad_input(
+    nacre: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = nacre(*arguments)
+    assert code == 2
+    assert out == ""
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_table_and_json(nacre: Run) -> None:
+    code, out, _ = nacre("plan", "paper-9x3-glyph")
+    assert code == 0
+    assert "104.9M" in out
+    assert "12,592,128" in out
+    _, out, _ = nacre("plan", "paper-9x3-glyph", "--json")
+    assert json.loads(out)["stages"][0]["active_parameters"] == 104_887_296 - 0
+
+
+def test_doctor(nacre: Run) -> None:
+    _, out, _ = nacre("doctor", "--json")
+    found = json.loads(out)
+    assert found["versions"]["torch"]
+    assert isinstance(found["bf16"], bool)
+    assert found["disk_free_bytes"] > 0
+    code, out, _ = nacre("doctor")
+    assert code == 0
+    assert "threads" in out
+
+
+def test_generate_from_run_stage_and_every_depth(nacre: Run, tiny_run: Path) -> None:
+    few = ("--max-new-tokens", "5")
+    code, out, _ = nacre("generate", tiny_run, "The function", *few)
+    assert code == 0
+    assert out.startswith("The function")
+    _, run_json, _ = nacre("generate", tiny_run, "The function", *few, "--json")
+    _, stage_json, _ = nacre("generate", tiny_run / "stages" / "03", "The function", *few, "--json")
+    assert json.loads(run_json) == json.loads(stage_json)
+    _, depths, _ = nacre("generate", tiny_run, "The function", *few, "--depths", "--json")
+    assert [stage["depth"] for stage in json.loads(depths)["stages"]] == [1, 2, 3]
+    code, table, _ = nacre("generate", tiny_run, "The function", *few, "--depths")
+    assert "depth 3" in table
+
+
+def test_generation_is_seeded_and_greedy_is_not_random(nacre: Run, tiny_run: Path) -> None:
+    def text(*options: str) -> str:
+        _, out, _ = nacre("generate", tiny_run, "a", "--max-new-tokens", "12", "--json", *options)
+        return json.loads(out)["text"]
+
+    assert text("--seed", "1") == text("--seed", "1")
+    assert text("--seed", "1") != text("--seed", "2")
+    assert text("--temperature", "0", "--seed", "1") == text("--temperature", "0", "--seed", "2")
+
+
+def test_generate_with_an_empty_prompt(nacre: Run, tiny_run: Path) -> None:
+    code, _, _ = nacre("generate", tiny_run, "--max-new-tokens", "3")
+    assert code == 0
+
+
+def test_prompt_that_does_not_fit(nacre: Run, tiny_run: Path) -> None:
+    code, _, err = nacre("generate", tiny_run, "word " * 40, "--max-new-tokens", "10")
+    assert code == 2
+    assert "exceed 32" in err
+
+
+def test_report_again(nacre: Run, tiny_run: Path) -> None:
+    code, out, _ = nacre("report", tiny_run)
+    assert code == 0
+    assert Path(out.strip()).exists()
+
+
+def test_substrate_build_and_show(nacre: Run, tiny_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "substrate"
+    code, out, _ = nacre(
+        "substrate", "build", tiny_run / "tokenizer", "--out", folder, "--width", "32", "--json"
+    )
+    assert code == 0
+    from nacre.substrate import Substrate
+
+    assert json.loads(out)["fingerprint"] == Substrate.load(tiny_run / "substrate").fingerprint
+    png = tmp_path / "e.png"
+    code, out, _ = nacre("substrate", "show", "e", "--substrate", folder, "--png", png)
+    assert code == 0
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert len(out.splitlines()) == 16 // 2 + 8
+    code, _, err = nacre("substrate", "build", tiny_run / "tokenizer", "--out", folder)
+    assert code == 2
+    assert "is not empty" in err
+
+
+def test_tokenizer_build(nacre: Run, tmp_path: Path) -> None:
+    code, out, _ = nacre("tokenizer", "build", "--size", "600", "--out", tmp_path / "t", "--json")
+    assert code == 0
+    assert json.loads(out)["size"] == 600
+    from nacre import tokenizer as tokenizers
+
+    assert tokenizers.fingerprint(tokenizers.load(tmp_path / "t")) == json.loads(out)["fingerprint"]
