@@ -1,4 +1,4 @@
-"""What a plan will cost: the papers' accounting to the last parameter, and small models' real counts.
+"""What a plan will cost: the papers' accounting to the last parameter; small models' real counts.
 
 The papers' block has a bias on the LM head, the stock class has none: their figures are ours plus
 one bias per token.
@@ -140,7 +140,10 @@ def test_counts_equal_a_real_growth(family: str, kind: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_sliding", "gemma2", "opt"])
 def test_counts_equal_a_real_growth_of_a_checkpoint(family: str, pico: Build) -> None:
-    parts = {"from": "x", "substrate": {"kind": "trained"}}  # without effect: the checkpoint decides
+    parts = {
+        "from": "x",
+        "substrate": {"kind": "trained"},
+    }  # without effect: the checkpoint decides
     plan = small_plan("llama", **parts)
     model = pico(family, depth=3)
     expected = grow(model, plan, 3, train_embedding=False)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path
 from typing import Any
@@ -135,8 +136,8 @@ def test_depth_is_what_the_stages_add() -> None:
         ),
         (
             {"stages": [{"add_blocks": 1, "tokens": 255}]},
-            "stages[0].tokens: 255 is less than one context of 256 "
-            "(raise tokens or lower model.context)",
+            "stages[0].tokens: 255 is less than one batch of 4096 "
+            "(raise tokens or lower training.batch_tokens)",
         ),
         (
             {"training": {"batch_tokens": 1000}},
@@ -163,11 +164,13 @@ def test_depth_is_what_the_stages_add() -> None:
         ),
         (
             {"stages": [{"tokens": "1M", "lora": {}}]},
-            "stages[0]: adds no blocks, but there is no trunk yet (the first stage must add blocks)",
+            "stages[0]: adds no blocks, but there is no trunk yet "
+            "(the first stage must add blocks)",
         ),
         (
             {"stages": [{"tokens": "1M"}]},
-            "stages[0]: adds no blocks, but there is no trunk yet (the first stage must add blocks)",
+            "stages[0]: adds no blocks, but there is no trunk yet "
+            "(the first stage must add blocks)",
         ),
         (
             {"stages": [STAGE, {"tokens": "1M"}]},
@@ -514,13 +517,12 @@ JUNK = st.recursive(
 @settings(max_examples=150, deadline=None)
 @given(st.dictionaries(st.sampled_from(FIELDS) | KEYS, JUNK, max_size=8))
 def test_junk_is_a_plan_or_a_config_error(data: dict) -> None:
+    found: list[str] = []
     try:
-        plan = plans.parse(data)
+        plans.warnings(plans.parse(data))
     except ConfigError as error:
-        fields = [problem.field for problem in error.problems]
-        assert len(fields) == len(set(map(str, error.problems))), str(error)
-    else:
-        plans.warnings(plan)
+        found = list(map(str, error.problems))
+    assert len(found) == len(set(found))
 
 
 @settings(max_examples=100, deadline=None)
@@ -528,16 +530,16 @@ def test_junk_is_a_plan_or_a_config_error(data: dict) -> None:
 def test_any_text_is_a_mapping_or_a_config_error(tmp_path_factory: Any, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "junk.yaml"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    message = ""
     try:
         assert isinstance(config.read_yaml(path), dict)
     except ConfigError as error:
-        assert str(error).startswith(str(path))
+        message = str(error)
+    assert not message or message.startswith(str(path))
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=30))
 def test_any_setting_is_taken_or_refused(setting: str) -> None:
-    try:
+    with contextlib.suppress(ConfigError):
         plans.parse(config.override({"stages": [STAGE]}, [setting]))
-    except ConfigError:
-        pass

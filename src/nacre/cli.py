@@ -186,8 +186,8 @@ def plan(plan: PlanArgument = "small", settings: Settings = None, as_json: Json 
     out = Console()
     out.print(tables.costs(costs))
     total = sum(cost.flops for cost in costs)
-    disk = tables.short(budget.disk_needed(costs), "B")
-    out.print(f"{tables.short(total)} FLOPs in all, about {disk} of disk at most.", highlight=False)
+    disk = tables.size(budget.disk_needed(costs))
+    out.print(f"{total:.2e} FLOPs in all, about {disk} of disk at most.", highlight=False)
     out.print(f"One block has {costs[0].block_parameters:,} parameters.", highlight=False)
     if chosen.model.family == "gpt_neox":
         note = "The papers also count one LM-head bias a token; the stock class has none."

@@ -54,6 +54,10 @@ class CheckpointError(NacreError):
     """A folder that does not hold what was asked of it, or holds something damaged."""
 
 
+class DivergedError(NacreError):
+    """Training that left the finite numbers; the run can be continued from its last good state."""
+
+
 class FingerprintError(NacreError):
     """Two things that must be made from the same parts are not."""
 

@@ -11,27 +11,20 @@ from rich.text import Text
 
 from nacre.growth.budget import StageCost
 from nacre.report import stage_table
-
-
-def short(number: float, unit: str = "") -> str:
-    """Return a number in three figures: 104.9M, 1.21G."""
-    for limit, suffix in ((1e12, "T"), (1e9, "G" if unit else "B"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= limit:
-            return f"{number / limit:.4g}{suffix}{unit}"
-    return f"{number:.4g}{unit}"
+from nacre.report.tables import count, size
 
 
 def stages(records: Sequence[Mapping[str, Any]]) -> Table:
     """Return the table of finished stages, with the cells of the report."""
     rows = stage_table(records)
-    heads = [head.replace(" ", "\n").replace("/", "\n/ ") for head in rows[0]] if rows else []
+    heads = [head.replace(" ", "\n").replace("/", "\n/") for head in rows[0]] if rows else []
     return _numbers(heads, [list(row.values()) for row in rows])
 
 
 def costs(predicted: Sequence[StageCost]) -> Table:
     """Return the table of what a plan will cost."""
     heads = (
-        "stage", "depth", "new", "active", "total", "tokens", "FLOPs\n/ token", "FLOPs",
+        "stage", "depth", "new", "active", "total", "tokens", "FLOPs\n/token", "FLOPs",
         "memory", "disk",
     )  # fmt: skip
     rows = [
@@ -39,13 +32,13 @@ def costs(predicted: Sequence[StageCost]) -> Table:
             f"{cost.stage}",
             f"{cost.depth}",
             f"{cost.new_blocks}",
-            short(cost.active_parameters),
-            short(cost.total_parameters),
-            short(cost.tokens),
-            short(cost.flops_per_token),
-            short(cost.flops),
-            short(cost.memory_bytes, "B"),
-            short(cost.disk_bytes, "B"),
+            count(cost.active_parameters),
+            count(cost.total_parameters),
+            count(cost.tokens),
+            count(cost.flops_per_token),
+            f"{cost.flops:.2e}",
+            size(cost.memory_bytes),
+            size(cost.disk_bytes),
         )
         for cost in predicted
     ]
@@ -76,7 +69,7 @@ def facts(data: Mapping[str, Any]) -> Table:
 
 
 def _numbers(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, padding=0)
     for head in heads:
         table.add_column(head, justify="right")
     for row in rows:

@@ -2,7 +2,7 @@
 
 A source is a file (.txt, .jsonl with a "text" field, .parquet with a "text" column; .txt and .jsonl
 also as .gz and .zst), a folder (read recursively, sorted), a glob, `default`, or
-`hf:NAME[:split]`, a data set of the hub or a folder that `datasets` reads. Text must be UTF-8; it
+`hf:NAME[@CONFIG][:SPLIT]`, a data set of the hub or a folder that `datasets` reads. Text must be UTF-8; it
 comes out as it stands in the file, line ends included, without a byte order mark.
 """
 
@@ -291,14 +291,15 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _data_set_name(source: str) -> tuple[str, str]:
-    """Split "hf:NAME[:split]" into the name and the split, "train" by default."""
+def _data_set_name(source: str) -> tuple[str, str | None, str]:
+    """Split "hf:NAME[@CONFIG][:SPLIT]" into name, configuration and split ("train" by default)."""
     name, _, split = source.removeprefix("hf:").partition(":")
-    return name, split or "train"
+    name, _, configuration = name.partition("@")
+    return name, configuration or None, split or "train"
 
 
 def _check_data_set(source: str) -> None:
-    name, _ = _data_set_name(source)
+    name, *_ = _data_set_name(source)
     if not name:
         raise DataError(f"{source}: a data set's name must follow hf:")
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
@@ -310,8 +311,7 @@ def _check_data_set(source: str) -> None:
 
 
 def _read_data_set(source: str) -> Iterator[Document]:
-    name, split = _data_set_name(source)
-    rows = _rows(source, _open_data_set(source, name, split))
+    rows = _rows(source, _open_data_set(source, *_data_set_name(source)))
     column = ""
     for number, row in enumerate(rows, start=1):
         column = column or _text_column(source, row)
@@ -327,7 +327,7 @@ def _read_data_set(source: str) -> Iterator[Document]:
         raise DataError(f"{source}: the data set is empty")
 
 
-def _open_data_set(source: str, name: str, split: str) -> Any:
+def _open_data_set(source: str, name: str, configuration: str | None, split: str) -> Any:
     """Open a saved data set, a folder of data files, or one of the hub, as a stream."""
     import datasets
 
@@ -343,7 +343,7 @@ def _open_data_set(source: str, name: str, split: str) -> Any:
                 )
             return saved[split]
         target = str(folder) if folder.is_dir() else name
-        return datasets.load_dataset(target, split=split, streaming=True)
+        return datasets.load_dataset(target, configuration, split=split, streaming=True)
     except DataError:
         raise
     except Exception as error:  # datasets raises about anything here

@@ -235,10 +235,12 @@ def problems(plan: Plan) -> list[Problem]:
         elif stage.add_blocks == 0 and stage.lora is None:
             fix = "set add_blocks, or lora: {rank: 16} to readjust the trunk"
             found.append(Problem(field, "adds no blocks and has no lora", fix))
-        if stage.tokens < plan.model.context:
-            message = f"{stage.tokens} is less than one context of {plan.model.context}"
-            fix = "raise tokens or lower model.context"
-            found.append(Problem(f"{field}.tokens", message, fix, involves=("model.context",)))
+        batch = plan.training.batch_tokens
+        if stage.tokens < batch:
+            message = f"{stage.tokens} is less than one batch of {batch}"
+            fix = "raise tokens or lower training.batch_tokens"
+            involves = ("training.batch_tokens",)
+            found.append(Problem(f"{field}.tokens", message, fix, involves=involves))
     return found
 
 

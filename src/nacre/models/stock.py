@@ -12,6 +12,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle, islice
+from typing import Any
 
 import torch
 from torch import nn
@@ -175,7 +176,7 @@ def find_parts(model: PreTrainedModel) -> Parts:
     blocks_name, blocks = lists[0]
     head = model.get_output_embeddings()
     embedding = model.get_input_embeddings()
-    if head is None or embedding is None:
+    if head is None or not isinstance(embedding, nn.Embedding):
         raise ValueError(f"{kind} has no input embedding or no language-model head")
     decoder_name = blocks_name.rpartition(".")[0]
     decoder = model.get_submodule(decoder_name)
@@ -212,7 +213,7 @@ def untie(model: PreTrainedModel) -> None:
     if parts.head.weight is parts.embedding.weight:
         parts.head.weight = nn.Parameter(parts.embedding.weight.detach().clone())
     model.config.tie_word_embeddings = False
-    model._tied_weights_keys = None
+    model._tied_weights_keys = {}
     model.all_tied_weights_keys = {}
 
 
@@ -295,6 +296,8 @@ def splits_exactly(model: PreTrainedModel, depth: int) -> bool:
     scaled embeddings) or to their logits (soft caps): these must run whole.
     """
     parts = find_parts(model)
+    if any(isinstance(child, nn.Dropout) and child.p > 0 for child in parts.decoder.children()):
+        return False  # the crown's view would drop its input a second time
     device = next(model.parameters()).device
     vocabulary = parts.head.weight.shape[0]
     ids_BT = torch.arange(16, device=device).reshape(2, 8) % vocabulary
@@ -313,12 +316,12 @@ def splits_exactly(model: PreTrainedModel, depth: int) -> bool:
 def _view(parts: Parts, which: slice) -> nn.Module:
     """Return a shallow copy of the decoder that holds only some of its blocks."""
     decoder = parts.decoder
-    view = copy.copy(decoder)
+    view: Any = copy.copy(decoder)
     view.__dict__ = dict(decoder.__dict__)
     view._modules = dict(decoder._modules)
     blocks = nn.ModuleList(list(parts.blocks)[which])
     _replace(view, parts.blocks, blocks)
-    config = copy.deepcopy(decoder.config)
+    config: Any = copy.deepcopy(decoder.config)
     config.num_hidden_layers = len(blocks)
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[which]

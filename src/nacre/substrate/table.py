@@ -34,7 +34,7 @@ ROWS, ABOUT = "substrate.safetensors", "substrate.json"
 
 Progress = Callable[[int], None]
 
-EFFECTIVE = {
+EFFECTIVE: dict[str, tuple[str, ...]] = {
     "glyph": ("kind", "fit", "font"),
     "code": ("kind", "bits", "lift", "recode"),
     "random": ("kind", "seed"),

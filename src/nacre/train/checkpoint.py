@@ -104,7 +104,7 @@ def shard_of(model: PreTrainedModel, growth: Sequence[tuple[int, int]]) -> dict[
         if name.startswith(parts.blocks_name + "."):
             index = int(name.removeprefix(parts.blocks_name + ".").split(".")[0])
             shards[name] = owners[index]
-        elif name.startswith((parts.head_name + ".", parts.norm_name or "\0")):
+        elif name.startswith((f"{parts.head_name}.", f"{parts.norm_name}.")):
             shards[name] = HEAD_SHARD
         else:
             shards[name] = SUBSTRATE_SHARD
@@ -155,11 +155,18 @@ def load_model(folder: str | Path) -> PreTrainedModel:
     """
     _check_folder(folder)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
     except (OSError, ValueError, SafetensorError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{folder}: cannot be loaded: {_one_line(error)}") from None
+    wrong = sorted(map(str, [*loaded["missing_keys"], *loaded["mismatched_keys"]]))
+    if wrong:
+        raise CheckpointError(f"{folder}: {len(wrong)} tensors are missing, first {wrong[0]}")
     return model
 
 
@@ -167,7 +174,7 @@ def load_config(folder: str | Path) -> PreTrainedConfig:
     """Read a checkpoint's configuration without its weights."""
     _check_folder(folder)
     try:
-        return AutoConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder}: cannot be loaded: {_one_line(error)}") from None
 

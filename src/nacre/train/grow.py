@@ -23,7 +23,7 @@ from nacre import tokenizer as tokenizers
 from nacre.data import corpus
 from nacre.data.loader import LoaderState, validation_batches
 from nacre.data.shards import TokenStore
-from nacre.errors import CheckpointError, ConfigError, Problem, nearest
+from nacre.errors import CheckpointError, ConfigError, DivergedError, Problem, nearest
 from nacre.growth import budget, ledger, stage
 from nacre.growth.plan import Plan, Stage
 from nacre.models import stock
@@ -84,7 +84,7 @@ def check(plan: Plan, out: Path, trackers: Sequence[str] = ()) -> None:
         base = checkpoint.load_config(checkpoint.newest(plan.start_from))
         try:
             stock.count_parameters(base)
-        except ValueError as error:
+        except (ValueError, AttributeError, TypeError) as error:
             raise ConfigError(
                 Problem("from", f"{plan.start_from} cannot be grown: {error}")
             ) from None
@@ -126,7 +126,8 @@ def run_stage(
     seed = plan.seed + 1_000_003 * number
     set_seed(seed)
     model, trunk_depth = start_model(plan, this, parts, below, seed)
-    embedding_trains = below is None and plan.substrate.kind == "trained"
+    substrate = parts.substrate
+    embedding_trains = below is None and substrate is not None and substrate.trainable
     adapted = stage.choose_trainable(
         model, this, trunk_depth=trunk_depth, seed=seed, train_embedding=embedding_trains
     )
@@ -279,7 +280,11 @@ def certify_merge(adapted: PeftModel, this: Stage, run: StageRun) -> dict[str, A
     assert this.lora is not None
     batch = next(validation_batches(run.store, context=run.context, batch_size=4))
     ids_BT = torch.from_numpy(batch[:, :-1]).to(run.accelerator.device)
-    return this.lora.model_dump() | {"merge": stage.merge_lora(adapted, ids_BT).record()}
+    try:
+        certificate = stage.merge_lora(adapted, ids_BT)
+    except ValueError as error:
+        raise DivergedError(f"the adapters cannot be merged: {error}; lower the learning rate") from None
+    return this.lora.model_dump() | {"merge": certificate.record()}
 
 
 def stage_record(

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from nacre.data.loader import Loader, LoaderState, validation_batches
 from nacre.data.shards import TokenStore
+from nacre.errors import DivergedError
 from nacre.growth.plan import Stage, Training
 from nacre.train.device import PeakMemory
 from nacre.train.loss import Objective
@@ -35,7 +36,7 @@ def learning_rate(step: int, steps: int, training: Training, peak: float) -> flo
     """
     warm = max(1, round(training.warmup * steps))
     if step < warm:
-        return peak * (step + 1) / warm
+        return peak * ((step + 1) / warm)
     if training.schedule == "constant":
         return peak
     if training.schedule == "cosine":
@@ -249,9 +250,15 @@ def train_step(run: StageRun, batch: np.ndarray) -> dict[str, Any]:
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     norm = accelerator.clip_grad_norm_(trained, training.clip)
     assert norm is not None
+    loss_sum = total.item()
+    if not (math.isfinite(loss_sum) and math.isfinite(float(norm))):
+        raise DivergedError(
+            f"step {run.progress.step + 1}: loss {loss_sum}, gradient norm {float(norm)}: training "
+            f"diverged; lower training.lr (now {run.peak_lr:g}) or training.clip"
+        )
     optimizer.step()
     optimizer.zero_grad()
-    return {"loss": total.item(), "lr": lr, "grad_norm": float(norm)}
+    return {"loss": loss_sum, "lr": lr, "grad_norm": float(norm)}
 
 
 def micro_batches(training: Training, context: int) -> int:

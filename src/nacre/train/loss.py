@@ -5,6 +5,8 @@ Shapes: B batch, T positions, N = B * T, D width, V vocabulary.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -13,22 +15,26 @@ from transformers import PreTrainedModel
 from nacre.growth.trunk import RecomputedTrunk
 from nacre.models import stock
 
+CHUNK = 512  # rows of logits in memory at once; the fastest of 64 .. 4096 at V = 4,096 and 65,536
+
 
 class Objective(nn.Module):
     """A stage's loss as a module: trunk without gradients, crown, head, mean cross-entropy in nats.
 
     Where the decoder does not split exactly into trunk and crown (see `stock.splits_exactly`), or
-    where the trunk itself trains (LoRA, a trained embedding), the model runs whole: gradients stop
+    where the trunk itself trains (LoRA, a trained embedding), its body runs whole: gradients stop
     at whatever is frozen.
     """
 
     def __init__(self, model: PreTrainedModel, trunk_depth: int, *, trunk_trains: bool) -> None:
         super().__init__()
         self.model = model
-        splits = not trunk_trains and stock.splits_exactly(model, trunk_depth)
-        self.trunk = RecomputedTrunk(model, trunk_depth) if splits else None
-        self.crown = stock.upper(model, trunk_depth) if splits else None
-        self.head = stock.find_parts(model).head
+        self.parts = stock.find_parts(model)
+        splits = stock.splits_exactly(model, trunk_depth)
+        self.plain_head = splits and isinstance(self.parts.head, nn.Linear)
+        cut = splits and not trunk_trains
+        self.trunk = RecomputedTrunk(model, trunk_depth) if cut else None
+        self.crown = stock.upper(model, trunk_depth) if cut else self.parts.decoder
 
     @property
     def trunk_mode(self) -> str:
@@ -37,15 +43,82 @@ class Objective(nn.Module):
 
     def forward(self, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
         """Return the mean loss (nats a token, fp32 scalar) of predicting `targets_BT` (int64)."""
-        if self.trunk is None or self.crown is None:
+        if not self.plain_head:
             logits_BTV = self.model(input_ids=ids_BT, use_cache=False).logits
-        else:
-            h_BTD = self.trunk(ids_BT)
-            h_BTD = self.crown(inputs_embeds=h_BTD, use_cache=False).last_hidden_state
-            logits_BTV = self.head(h_BTD)
-        return cross_entropy(logits_BTV, targets_BT)
+            return functional.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())
+        inputs = {"inputs_embeds": self.trunk(ids_BT)} if self.trunk else {"input_ids": ids_BT}
+        h_BTD = self.crown(**inputs, use_cache=False).last_hidden_state
+        head = self.parts.head
+        return head_loss(h_BTD.flatten(0, 1), head.weight, head.bias, targets_BT.flatten())
 
 
-def cross_entropy(logits_BTV: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
-    """Return the mean cross-entropy in nats, computed in fp32."""
-    return functional.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())
+def head_loss(
+    h_ND: torch.Tensor,
+    weight_VD: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    targets_N: torch.Tensor,
+) -> torch.Tensor:
+    """Return the mean cross-entropy of a linear head, in nats, without `[N, V]` logits in memory.
+
+    Equals `cross_entropy(linear(h_ND, weight_VD, bias_V).float(), targets_N)`. Products run in the
+    autocast dtype where autocast is on, the softmax in fp32, `CHUNK` rows at a time.
+    """
+    device = h_ND.device.type
+    dtype = weight_VD.dtype
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    bias_V = None if bias_V is None else bias_V.to(dtype)
+    with torch.autocast(device, enabled=False):
+        loss = _HeadLoss.apply(
+            h_ND.to(dtype), weight_VD.to(dtype), bias_V, targets_N, torch.is_grad_enabled()
+        )
+    assert isinstance(loss, torch.Tensor)
+    return loss
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Linear head and cross-entropy in one: the forward pass already makes the gradients.
+
+    The gradient of the mean loss does not depend on what follows but for a factor, so each chunk
+    of logits is used and thrown away (as in Liger Kernel, Hsu et al. 2024).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        h_ND: torch.Tensor,
+        weight_VD: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        targets_N: torch.Tensor,
+        with_gradients: bool,
+    ) -> torch.Tensor:
+        total = torch.zeros((), device=h_ND.device)
+        if with_gradients:
+            d_h = torch.empty_like(h_ND)
+            d_weight = torch.zeros_like(weight_VD, dtype=torch.float32)
+            d_bias = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
+        for start in range(0, len(h_ND), CHUNK):
+            rows = slice(start, start + CHUNK)
+            h_CD, target_C1 = h_ND[rows], targets_N[rows, None]
+            logits_CV = functional.linear(h_CD, weight_VD, bias_V)
+            log_probs_CV = torch.log_softmax(logits_CV, dim=-1, dtype=torch.float32)
+            total -= log_probs_CV.gather(1, target_C1).sum()
+            if with_gradients:
+                d_logits_CV = log_probs_CV.exp_()
+                minus_one = torch.full_like(target_C1, -1.0, dtype=torch.float32)
+                d_logits_CV = d_logits_CV.scatter_add_(1, target_C1, minus_one).to(h_ND.dtype)
+                torch.mm(d_logits_CV, weight_VD, out=d_h[rows])
+                d_weight += d_logits_CV.T @ h_CD
+                if d_bias is not None:
+                    d_bias += d_logits_CV.sum(0, dtype=torch.float32)
+        if with_gradients:
+            ctx.save_for_backward(d_h, d_weight, d_bias)
+        ctx.rows = max(1, len(h_ND))
+        return total / ctx.rows
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        d_h, d_weight, d_bias = ctx.saved_tensors
+        factor = grad_outputs[0] / ctx.rows
+        scaled = [None if d is None else d * factor.to(d.dtype) for d in (d_h, d_weight, d_bias)]
+        return (*scaled, None, None)

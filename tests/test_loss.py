@@ -1,0 +1,78 @@
+"""The head's loss against the plain one: value, gradients, memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from nacre.train import loss as losses
+from nacre.train.loss import head_loss
+
+
+def example(rows: int, width: int, vocabulary: int, bias: bool) -> list[torch.Tensor | None]:
+    generator = torch.Generator().manual_seed(rows * 7919 + vocabulary)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).requires_grad_()
+
+    targets = torch.randint(0, vocabulary, (rows,), generator=generator)
+    return [
+        normal(rows, width), normal(vocabulary, width), normal(vocabulary) if bias else None, targets
+    ]  # fmt: skip
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    rows=st.sampled_from([1, 2, losses.CHUNK - 1, losses.CHUNK, losses.CHUNK + 1, 3 * losses.CHUNK]),
+    vocabulary=st.integers(2, 50),
+    bias=st.booleans(),
+)
+def test_equals_the_plain_loss_and_its_gradients(rows: int, vocabulary: int, bias: bool) -> None:
+    h, weight, shift, targets = example(rows, 8, vocabulary, bias)
+    plain = functional.cross_entropy(functional.linear(h, weight, shift), targets)
+    inputs = [tensor for tensor in (h, weight, shift) if tensor is not None]
+    expected = torch.autograd.grad(3 * plain, inputs)
+    loss = head_loss(h, weight, shift, targets)
+    found = torch.autograd.grad(3 * loss, inputs)
+    torch.testing.assert_close(loss, plain)
+    for gradient, reference in zip(found, expected, strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-6)
+
+
+def test_bf16_products_stay_near_fp32() -> None:
+    h, weight, _, targets = example(700, 64, 1000, bias=False)
+    assert h is not None
+    assert weight is not None
+    assert targets is not None
+    weight.data *= 0.05
+    plain = functional.cross_entropy(functional.linear(h, weight), targets)
+    expected = torch.autograd.grad(plain, [h, weight])
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = head_loss(h, weight, None, targets)
+    found = torch.autograd.grad(loss, [h, weight])
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-3)
+    for gradient, reference in zip(found, expected, strict=True):
+        assert gradient.dtype == torch.float32
+        assert (gradient - reference).norm() / reference.norm() < 1e-2
+
+
+def test_extreme_logits_stay_finite() -> None:
+    h = torch.tensor([[1e4], [-1e4]], requires_grad=True)
+    weight = torch.tensor([[1.0], [0.0], [-1.0]], requires_grad=True)
+    loss = head_loss(h, weight, None, torch.tensor([0, 0]))
+    loss.backward()
+    assert loss.item() == pytest.approx(1e4)
+    assert h.grad is not None
+    assert torch.isfinite(h.grad).all()
+
+
+def test_without_gradients() -> None:
+    h, weight, _, targets = example(600, 8, 20, bias=False)
+    with torch.no_grad():
+        loss = head_loss(h, weight, None, targets)
+    assert not loss.requires_grad
+    torch.testing.assert_close(loss, functional.cross_entropy(functional.linear(h, weight), targets))

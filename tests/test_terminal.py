@@ -1,0 +1,81 @@
+"""What a person sees during a run, in a log file and in a terminal of 80 columns."""
+
+from __future__ import annotations
+
+import io
+import logging
+
+from rich.console import Console
+
+from nacre import tables
+from nacre.growth import budget
+from nacre.growth import plan as plans
+from nacre.terminal import Display
+
+RECORD = {
+    "stage": 2, "depth": 4, "active_parameters": 104_887_296, "total_parameters": 181_498_880,
+    "tokens": 1_000_000, "seconds": 1234.5, "tokens_per_second": 12_345.6,
+    "peak_memory_bytes": 12_345_678_901, "lora": None,
+    "validation": {"loss": 4.5, "perplexity": 1234.5, "bits_per_byte": 1.9876},
+}  # fmt: skip
+
+
+def watch(terminal: bool) -> str:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=80)
+    with Display(console) as display:
+        display.phase("Tokenize", 100)
+        display.advance(100)
+        display.stage_started(2, 3, tokens=1_000_000, done=0)
+        display.evaluated({"loss": 4.6, "perplexity": 99.5, "bits_per_byte": 2.0})
+        for step in (1, 2):
+            display.trained(
+                {"step": step, "tokens": step * 500_000, "loss": 4.5, "tokens_per_second": 9876.5}
+            )
+        display.bar.refresh()
+        logging.getLogger("nacre.data").warning("one document was cut")
+        display.stage_finished(RECORD)
+    return out.getvalue()
+
+
+def test_a_log_file_stays_readable() -> None:
+    text = watch(terminal=False)
+    assert "\x1b" not in text
+    assert "Tokenize ..." in text
+    assert "Stage 2/3   50%  step 1  loss 4.500  9,876 tok/s  held-out 2.000 b/B" in text
+    assert "warning: one document was cut" in text
+    assert "held-out 1.9876 bits per byte" in text
+
+
+def test_a_terminal_shows_a_live_bar() -> None:
+    text = watch(terminal=True)
+    assert "Stage 2/3" in text
+    assert "9,876 tok/s" in text
+    assert "\x1b[" in text
+
+
+def test_the_library_logs_nowhere_else_afterwards() -> None:
+    watch(terminal=False)
+    assert logging.getLogger("nacre").handlers == []
+
+
+def show(table: object) -> str:
+    out = io.StringIO()
+    Console(file=out, width=80).print(table)
+    return out.getvalue()
+
+
+def test_tables_fit_80_columns_uncut() -> None:
+    text = show(tables.stages([RECORD | {"stage": stage} for stage in (1, 2, 10)]))
+    assert "…" not in text
+    for cell in ("104.9M", "181.5M", "1.9876", "1,234.50", "12,346", "12.35 GB", "1,234.5"):
+        assert cell in text
+    for recipe in plans.recipes():
+        assert "…" not in show(tables.costs(budget.estimate(plans.load(recipe)))), recipe
+
+
+def test_texts_side_by_side() -> None:
+    text = show(tables.side_by_side("Once [b]", [(RECORD | {"depth": d}, f"text {d}") for d in (2, 4)]))
+    assert "depth 2" in text
+    assert "text 4" in text
+    assert "'Once [b]'" in text
