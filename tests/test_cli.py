@@ -80,8 +80,8 @@ def test_grow_json(nacre: Run, tmp_path: Path) -> None:
 def test_grow_own_text(nacre: Run, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("The oyster lays down one thin layer at a time.\n\n" * 400)
     code, out, _ = nacre(
-        "grow", "tiny", "--data", tmp_path / "text.txt", "--out", tmp_path / "run", "--json", *TINY,
-        "--set", "stages=[{add_blocks: 1, tokens: 512}]",
+        "grow", "tiny", "--data", tmp_path / "text.txt", "--out", tmp_path / "run", *TINY,
+        "--json", "--set", "stages=[{add_blocks: 1, tokens: 512}]",
     )  # fmt: skip
     assert code == 0
     assert json.loads(out)["stages"][0]["tokens"] == 512
@@ -89,16 +89,16 @@ def test_grow_own_text(nacre: Run, tmp_path: Path) -> None:
 
 def test_grow_says_what_has_no_effect(nacre: Run, tmp_path: Path) -> None:
     _, _, err = nacre(
-        "grow", "tiny", "--out", tmp_path / "run", *TINY, "--set", "substrate={kind: code, seed: 3}",
-        "--set", "stages=[{add_blocks: 1, tokens: 512}]", "--set", "model.width=36",
+        "grow", "tiny", "--out", tmp_path / "run", *TINY,
+        "--set", "substrate={kind: code, seed: 3}", "--set", "stages=[{add_blocks: 1, tokens: 512}]", "--set", "model.width=36",
     )  # fmt: skip
     assert "substrate.seed has no effect with substrate.kind: code" in err
 
 
 def test_a_mistake_is_one_message_and_exit_code_2(nacre: Run, tmp_path: Path) -> None:
     code, out, err = nacre(
-        "grow", "tiny", "--out", tmp_path / "run", "--set", "model.heads=5", "--set", "model.widht=9",
-        "--set", "training.lr=fast",
+        "grow", "tiny", "--out", tmp_path / "run", "--set", "model.heads=5",
+        "--set", "model.widht=9", "--set", "training.lr=fast",
     )  # fmt: skip
     assert code == 2
     assert out == ""
@@ -156,7 +156,7 @@ def test_plan_table_and_json(nacre: Run) -> None:
     assert "104.9M" in out
     assert "12,592,128" in out
     _, out, _ = nacre("plan", "paper-9x3-glyph", "--json")
-    assert json.loads(out)["stages"][0]["active_parameters"] == 104_887_296 - 0
+    assert json.loads(out)["stages"][0]["active_parameters"] == 104_887_296
 
 
 def test_doctor(nacre: Run) -> None:

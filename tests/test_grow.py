@@ -63,7 +63,8 @@ def test_every_stage_lowers_held_out_bits_per_byte(run: Path) -> None:
 
 def test_record_has_the_promised_names(run: Path) -> None:
     promised = {
-        "stage", "depth", "new_blocks", "active_parameters", "total_parameters", "tokens", "seconds",
+        "stage", "depth", "new_blocks", "active_parameters", "total_parameters", "tokens",
+        "seconds",
         "tokens_per_second", "peak_memory_bytes", "trunk_mode", "validation", "trainable", "frozen",
         "lora", "parent", "substrate", "tokenizer", "corpus",
     }  # fmt: skip
@@ -125,7 +126,7 @@ def test_frozen_shards_are_the_same_file(run: Path) -> None:
     assert not same("blocks-01.safetensors", two, three), "LoRA was merged into it"
     assert not same("head.safetensors", one, two)
     with safe_open(two / "blocks-02.safetensors", "pt") as shard:
-        assert all(name.startswith("model.layers.1.") for name in shard.keys())
+        assert all(name.startswith("model.layers.1.") for name in shard.keys())  # noqa: SIM118, not a dict
 
 
 def test_embedding_is_the_substrate(run: Path) -> None:
@@ -294,7 +295,7 @@ def test_monolithic_training_is_one_stage(tmp_path: Path) -> None:
 
 
 def test_output_folder_with_another_run(plan: plans.Plan, run: Path) -> None:
-    with pytest.raises(ConfigError, match="already holds a run .*--resume.*--overwrite"):
+    with pytest.raises(ConfigError, match=r"already holds a run .*--resume.*--overwrite"):
         grow(plan, run)
 
 
@@ -331,12 +332,10 @@ def test_context_longer_than_the_corpus(plan: plans.Plan, tmp_path: Path) -> Non
         grow(plans.parse(data), tmp_path / "run")
 
 
-def test_too_little_disk(
-    plan: plans.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_little_disk(plan: plans.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("usage", (), {"free": 1000})
     monkeypatch.setattr(folder.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(ConfigError, match="needs about .* GB free"):
+    with pytest.raises(ConfigError, match=r"needs about .* GB free"):
         grow(plan, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -354,7 +353,7 @@ def test_substrate_of_another_width(plan: plans.Plan, run: Path, tmp_path: Path)
     data["substrate"] = {"path": str(run / "substrate")}
     data["tokenizer"] = {"path": str(run / "tokenizer")}
     data["model"]["width"] = 64
-    with pytest.raises(ConfigError, match="64, but substrate .* has 32 dimensions"):
+    with pytest.raises(ConfigError, match=r"64, but substrate .* has 32 dimensions"):
         grow(plans.parse(data), tmp_path / "run")
 
 

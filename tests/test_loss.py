@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from nacre.train import loss as losses
-from nacre.train.loss import head_loss
+from nacre.train.loss import CHUNK, head_loss
 
 
 def example(rows: int, width: int, vocabulary: int, bias: bool) -> list[torch.Tensor | None]:
@@ -19,14 +18,13 @@ def example(rows: int, width: int, vocabulary: int, bias: bool) -> list[torch.Te
         return torch.randn(*shape, generator=generator).requires_grad_()
 
     targets = torch.randint(0, vocabulary, (rows,), generator=generator)
-    return [
-        normal(rows, width), normal(vocabulary, width), normal(vocabulary) if bias else None, targets
-    ]  # fmt: skip
+    shift = normal(vocabulary) if bias else None
+    return [normal(rows, width), normal(vocabulary, width), shift, targets]
 
 
 @settings(deadline=None, max_examples=30)
 @given(
-    rows=st.sampled_from([1, 2, losses.CHUNK - 1, losses.CHUNK, losses.CHUNK + 1, 3 * losses.CHUNK]),
+    rows=st.sampled_from([1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK]),
     vocabulary=st.integers(2, 50),
     bias=st.booleans(),
 )
@@ -75,4 +73,6 @@ def test_without_gradients() -> None:
     with torch.no_grad():
         loss = head_loss(h, weight, None, targets)
     assert not loss.requires_grad
-    torch.testing.assert_close(loss, functional.cross_entropy(functional.linear(h, weight), targets))
+    torch.testing.assert_close(
+        loss, functional.cross_entropy(functional.linear(h, weight), targets)
+    )

@@ -75,7 +75,9 @@ def test_tables_fit_80_columns_uncut() -> None:
 
 
 def test_texts_side_by_side() -> None:
-    text = show(tables.side_by_side("Once [b]", [(RECORD | {"depth": d}, f"text {d}") for d in (2, 4)]))
+    text = show(
+        tables.side_by_side("Once [b]", [(RECORD | {"depth": d}, f"text {d}") for d in (2, 4)])
+    )
     assert "depth 2" in text
     assert "text 4" in text
     assert "'Once [b]'" in text

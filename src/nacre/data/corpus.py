@@ -2,8 +2,8 @@
 
 A source is a file (.txt, .jsonl with a "text" field, .parquet with a "text" column; .txt and .jsonl
 also as .gz and .zst), a folder (read recursively, sorted), a glob, `default`, or
-`hf:NAME[@CONFIG][:SPLIT]`, a data set of the hub or a folder that `datasets` reads. Text must be UTF-8; it
-comes out as it stands in the file, line ends included, without a byte order mark.
+`hf:NAME[@CONFIG][:SPLIT]`, a data set of the hub or a folder that `datasets` reads. Text must be
+UTF-8; it comes out as it stands in the file, line ends included, without a byte order mark.
 """
 
 from __future__ import annotations

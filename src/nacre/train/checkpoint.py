@@ -155,7 +155,7 @@ def load_model(folder: str | Path) -> PreTrainedModel:
     """
     _check_folder(folder)
     try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(
+        model, loaded = AutoModelForCausalLM.from_pretrained(  # pyright: ignore
             folder,
             dtype=torch.float32,
             use_safetensors=True,

@@ -283,7 +283,9 @@ def certify_merge(adapted: PeftModel, this: Stage, run: StageRun) -> dict[str, A
     try:
         certificate = stage.merge_lora(adapted, ids_BT)
     except ValueError as error:
-        raise DivergedError(f"the adapters cannot be merged: {error}; lower the learning rate") from None
+        raise DivergedError(
+            f"the adapters cannot be merged: {error}; lower the learning rate"
+        ) from None
     return this.lora.model_dump() | {"merge": certificate.record()}
 
 

@@ -1,0 +1,101 @@
+"""Every `nacre` command and Python block of the README runs; what the documents name exists.
+
+Commands run as written, in order, in one folder with small texts under the names that the README
+uses. Only their size is changed: a model is grown by the sizes below, a text continued by 4 tokens.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nacre.cli import main
+from nacre.growth import plan as plans
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+DOCUMENTS = [README, *sorted((ROOT / "docs").glob("*.md"))]
+SMALL = [
+    "tokenizer={size: 512}",
+    "model={width: 32, heads: 2, context: 32}",
+    "training={batch_tokens: 256, validation_tokens: 512}",
+    "stages=[{add_blocks: 1, tokens: 512}, {add_blocks: 1, tokens: 512}]",
+]
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands(document: Path) -> list[list[str]]:
+    lines = [line for block in blocks(document, "sh") for line in block.splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("nacre ")]
+
+
+def shrunk(command: list[str]) -> list[str]:
+    """Return the command with settings that make it quick."""
+    if command[1] == "grow":
+        return [*command, "--track", "none", *(w for s in SMALL for w in ("--set", s))]
+    if command[1] == "generate":
+        return [*command, "--max-new-tokens", "4"]
+    return command
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("documents")
+    text = "It was the best of times, it was the worst of times.\n\n" * 300
+    for name in ("novels/en.txt", "russian/ru.txt"):
+        (folder / name).parent.mkdir()
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_readme_commands_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    for command in commands(README):
+        with pytest.raises(SystemExit) as stop:
+            main(shrunk(command)[1:])
+        assert not stop.value.code, " ".join(command)
+
+
+def test_readme_python_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    for block in blocks(README, "python"):
+        exec(compile(block, "README.md", "exec"), {})
+
+
+def test_readme_shows_the_two_commands() -> None:
+    text = README.read_text()
+    assert text.index("make demo") < text.index("make test") < 2000
+    makefile = (ROOT / "Makefile").read_text()
+    assert re.search(r"^demo:", makefile, re.MULTILINE)
+    assert re.search(r"^test:", makefile, re.MULTILINE)
+
+
+def test_readme_commands_are_there() -> None:
+    verbs = {command[1] for command in commands(README)}
+    assert verbs >= {"grow", "plan", "generate", "report", "substrate", "tokenizer", "doctor"}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_and_pictures_exist(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+        if "://" not in target:
+            assert (document.parent / target).exists(), target
+
+
+def test_the_plan_of_the_documents_is_a_plan() -> None:
+    (text,) = blocks(ROOT / "docs" / "plans.md", "yaml")
+    plan = plans.parse(yaml.safe_load(text))
+    shown = yaml.safe_load(text)
+    for section in ("substrate", "tokenizer", "data", "model", "training"):
+        fields = type(getattr(plan, section)).model_fields
+        assert shown[section].keys() == fields.keys(), section
+        for name, value in shown[section].items():
+            default = getattr(getattr(plans.Plan(stages=()), section), name)
+            assert getattr(getattr(plan, section), name) == default, (section, name, value)
