@@ -186,12 +186,12 @@ def test_a_trunk_costs_its_forward_pass_only() -> None:
 
 
 def test_a_trunk_under_adapters_costs_its_backward_pass_for_activations_too() -> None:
-    plain = small_plan("llama", stages=[{"add_blocks": 2, "tokens": 99}] * 2)
+    plain = small_plan("llama", stages=[{"add_blocks": 2, "tokens": 99_999}] * 2)
     lora = small_plan(
         "llama",
         stages=[
-            {"add_blocks": 2, "tokens": 99},
-            {"add_blocks": 2, "tokens": 99, "lora": {"rank": 3}},
+            {"add_blocks": 2, "tokens": 99_999},
+            {"add_blocks": 2, "tokens": 99_999, "lora": {"rank": 3}},
         ],
     )
     without, with_lora = budget.estimate(plain)[1], budget.estimate(lora)[1]
@@ -233,7 +233,7 @@ def test_disk_is_one_shard_a_stage_and_everything_after_lora() -> None:
 
 
 def test_disk_of_a_grown_checkpoint_holds_all_of_it_once(pico: Build) -> None:
-    stages = [{"add_blocks": 1, "tokens": 99}] * 2
+    stages = [{"add_blocks": 1, "tokens": 99_999}] * 2
     plan = small_plan("llama", **{"from": "x", "stages": stages})
     first, second = budget.estimate(plan, base=family_config("gpt2", 2))
     assert first.disk_bytes == 4 * first.total_parameters

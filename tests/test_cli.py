@@ -90,7 +90,8 @@ def test_grow_own_text(nacre: Run, tmp_path: Path) -> None:
 def test_grow_says_what_has_no_effect(nacre: Run, tmp_path: Path) -> None:
     _, _, err = nacre(
         "grow", "tiny", "--out", tmp_path / "run", *TINY,
-        "--set", "substrate={kind: code, seed: 3}", "--set", "stages=[{add_blocks: 1, tokens: 512}]", "--set", "model.width=36",
+        "--set", "substrate={kind: code, seed: 3}", "--set", "model.width=36",
+        "--set", "stages=[{add_blocks: 1, tokens: 512}]",
     )  # fmt: skip
     assert "substrate.seed has no effect with substrate.kind: code" in err
 

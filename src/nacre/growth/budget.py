@@ -17,10 +17,13 @@ from nacre.models import stock
 FP32 = 4
 ADAM_STATES = 2
 # Kept per token and block for the backward pass, in units of the width (block input, norms, q, k,
-# v, attention output) and of the MLP's width; and fp32 copies of the logits alive at once.
+# v, attention output) and of the MLP's width; fp32 copies of the logits alive at once, and of how
+# many tokens (the head's loss goes through its tokens in parts); and what the process holds anyway.
 KEPT_WIDTHS = 10
 KEPT_MLP = 4
 LOGIT_COPIES = 3
+LOGIT_TOKENS = 512
+PROCESS_BYTES = 400_000_000
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ def _stage_cost(
     if training.gradient_checkpointing:  # one input a block, and one block in full at a time
         kept = kept_blocks * width + min(kept_blocks, 1) * per_block
     floats = total + stored + active * (1 + ADAM_STATES)
-    floats += micro * (kept + LOGIT_COPIES * vocabulary)
+    floats += micro * kept + min(micro, LOGIT_TOKENS) * LOGIT_COPIES * vocabulary
 
     attention = 4 * plan.model.context * width
     flops = 3 * (2 * new_weights + stage.add_blocks * attention + 2 * counts.head)
@@ -136,7 +139,7 @@ def _stage_cost(
         total_parameters=total + substrate,
         tokens=stage.tokens,
         flops_per_token=float(flops),
-        memory_bytes=floats * FP32,
+        memory_bytes=floats * FP32 + PROCESS_BYTES,
         disk_bytes=written * FP32,
     )
 
