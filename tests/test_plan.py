@@ -39,7 +39,7 @@ def messages(**parts: Any) -> list[str]:
         (" 20 k ", 20_000),
         ("2_000_000", 2_000_000),
         ("3e6", 3_000_000),
-        ("1.1e+3", 1_100),
+        ("1.1e+4", 11_000),
         ("68.9B", 68_900_000_000),
         ("2T", 2 * 10**12),
         (4096, 4096),
@@ -268,7 +268,7 @@ def test_five_mistakes_are_five_lines_of_one_message() -> None:
     [
         {"model": {"width": "x", "heads": 3}},
         {"model": {"context": "x"}, "training": {"batch_tokens": 100, "micro_batch_tokens": 7}},
-        {"model": {"context": "x"}, "stages": [{"add_blocks": 1, "tokens": 100}]},
+        {"training": {"batch_tokens": "x"}, "stages": [{"add_blocks": 1, "tokens": 100}]},
         {"stages": [{"add_blokcs": 1, "tokens": "1M"}, {"tokens": "1M", "lora": {}}]},
         {"substrate": {"kind": "code", "bits": "x"}, "model": {"width": 1001, "heads": 7.5}},
         {"stages": ["x", {"tokens": "1M", "lora": {}}]},
@@ -276,7 +276,17 @@ def test_five_mistakes_are_five_lines_of_one_message() -> None:
     ],
 )
 def test_a_mistake_does_not_draw_others_after_it(parts: dict) -> None:
-    wrong = ("width", "context", "add_blokcs", "bits", "heads", "stages[0]", "form", "stages")
+    wrong = (
+        "width",
+        "context",
+        "batch_tokens",
+        "add_blokcs",
+        "bits",
+        "heads",
+        "stages[0]",
+        "form",
+        "stages",
+    )
     assert all(text.split(":")[0].endswith(wrong) for text in messages(**parts))
     assert not any("does not divide" in text or "multiple" in text for text in messages(**parts))
     assert not any("no trunk" in text for text in messages(**parts))
@@ -296,7 +306,7 @@ def test_a_plan_that_grows_a_checkpoint_may_begin_with_lora() -> None:
 
 def test_load_reads_a_file_and_applies_settings(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("stages: [{add_blocks: 2, tokens: 4k}]\n")
+    path.write_text("stages: [{add_blocks: 2, tokens: 40k}]\n")
     plan = plans.load(path, ["model.width=128", "stages.0.tokens=1M", "training.lr=3e-4"])
     assert (plan.model.width, plan.stages[0].tokens, plan.training.lr) == (128, 10**6, 3e-4)
     with pytest.raises(ConfigError, match=rf"^{path}: model\.widht: unknown key"):
