@@ -96,7 +96,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def write_yaml(section: BaseModel, path: Path) -> None:
     """Write a section as YAML, in the order in which its fields are declared."""
     data = section.model_dump(mode="json", by_alias=True)
-    path.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    partial.replace(path)
 
 
 def override(data: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:

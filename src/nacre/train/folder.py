@@ -25,7 +25,8 @@ PLAN, RUN, METRICS = "plan.yaml", "run.json", "metrics.jsonl"
 def claim(out: Path, plan: Plan | None, *, resume: bool, overwrite: bool) -> Plan:
     """Check that `out` may be written to, and return the plan to run.
 
-    A new run needs a folder that is empty or absent (or `overwrite`). To resume, the plan must
+    Nothing is changed yet. A new run needs a folder that is empty or absent, or that holds a run
+    which `overwrite` gives up. To resume, the plan must
     agree with the run's on every stage that has begun; without one, the run's own plan continues.
     """
     mine = (out / PLAN).exists()
@@ -36,31 +37,43 @@ def claim(out: Path, plan: Plan | None, *, resume: bool, overwrite: bool) -> Pla
     assert plan is not None
     if out.exists() and not out.is_dir():
         raise ConfigError(Problem("--out", f"{out} is a file", "name a folder"))
-    if out.exists() and any(out.iterdir()):
-        if mine and overwrite:
-            shutil.rmtree(out)
-        elif mine:
-            fix = "add --resume to continue it, --overwrite to replace it, or name another folder"
-            raise ConfigError(Problem("--out", f"{out} already holds a run", fix))
-        else:
-            fix = "name a new or empty folder"
-            raise ConfigError(Problem("--out", f"{out} holds files that are not a run's", fix))
+    if mine and not overwrite:
+        fix = "add --resume to continue it, --overwrite to replace it, or name another folder"
+        raise ConfigError(Problem("--out", f"{out} already holds a run", fix))
+    if not mine and out.exists() and any(out.iterdir()):
+        message = f"{out} holds files that are not a run's"
+        raise ConfigError(Problem("--out", message, "name a new or empty folder"))
     return plan
+
+
+def make(out: Path, plan: Plan, *, overwrite: bool) -> None:
+    """Make the run's folder and write its plan; with `overwrite`, what was there goes first."""
+    if overwrite:
+        shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    config.write_yaml(plan, out / PLAN)
 
 
 def _continued(out: Path, plan: Plan | None) -> Plan:
     old = plans.parse(config.read_yaml(out / PLAN), where=str(out / PLAN))
     if plan is None:
         return old
-    begun = len(checkpoint.stages(out)) + (out / "state").exists()
+    saved = checkpoint.load_state(out / "state")
+    begun = max(len(checkpoint.stages(out)), saved.progress["stage"] if saved else 0)
     if plan.fingerprint(begun) != old.fingerprint(begun):
-        where = _first_difference(old.model_dump(mode="json"), plan.model_dump(mode="json"))
+        where = _first_difference(_begun(old, begun), _begun(plan, begun))
         fix = "resume without a plan to use the run's own, or start a new run in another --out"
         raise FingerprintError(
             f"the plan of {out}", old.fingerprint(begun)[:12], plan.fingerprint(begun)[:12],
             f"first difference: {where}; {fix}",
         )  # fmt: skip
     return plan
+
+
+def _begun(plan: Plan, stages: int) -> dict[str, Any]:
+    """Return what of a plan must not change once `stages` of it have begun."""
+    data = plan.model_dump(mode="json", by_alias=True, exclude={"name"})
+    return data | {"stages": data["stages"][:stages]}
 
 
 def _first_difference(old: Any, new: Any, path: str = "") -> str:
@@ -118,22 +131,28 @@ def append_metrics(out: Path, line: Mapping[str, Any]) -> None:
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
-    """Return the lines of `metrics.jsonl`; a last line cut off by a crash is left out."""
+    """Return the lines of `metrics.jsonl` up to the first that is damaged (cut off by a crash)."""
     path = out / METRICS
     if not path.exists():
         return []
     lines: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for written in path.read_bytes().splitlines():
         try:
-            lines.append(json.loads(line))
+            line = json.loads(written)
         except ValueError:
             break
+        if not isinstance(line, dict) or not {"stage", "step"} <= line.keys():
+            break
+        lines.append(line)
     return lines
 
 
 def rewind_metrics(out: Path, stage: int, step: int) -> None:
-    """Drop the lines that came after a saved state, so that a resumed run writes each once."""
-    kept = [m for m in read_metrics(out) if (m["stage"], m["step"]) <= (stage, step)]
+    """Drop the lines that came after a saved state, so that a resumed run writes each once.
+
+    At step 0 nothing of the stage was saved: it begins anew, its first evaluation included.
+    """
+    kept = [m for m in read_metrics(out) if (m["stage"], m["step"]) <= (stage, step or -1)]
     partial = out / f".{METRICS}.partial"
     partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     partial.replace(out / METRICS)

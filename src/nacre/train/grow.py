@@ -18,7 +18,6 @@ from accelerate.utils import LoggerType
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, set_seed
 
-from nacre import config
 from nacre import tokenizer as tokenizers
 from nacre.data import corpus
 from nacre.data.loader import LoaderState, validation_batches
@@ -53,8 +52,7 @@ def grow(
     out, observer = Path(out), observer or Observer()
     plan = folder.claim(out, plan, resume=resume, overwrite=overwrite)
     check(plan, out, trackers)
-    out.mkdir(parents=True, exist_ok=True)
-    config.write_yaml(plan, out / folder.PLAN)
+    folder.make(out, plan, overwrite=overwrite and not resume)
     accelerator = make_accelerator(plan, out, trackers)
     try:
         parts = make_parts(plan, out, observer)
