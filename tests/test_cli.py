@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from nacre.cli import main
+from nacre.terminal import Display
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -126,10 +127,15 @@ def test_a_mistake_is_one_message_and_exit_code_2(nacre: Run, tmp_path: Path) ->
         (("generate", "./lost", "x"), "no such folder"),
         (("generate", ".", "x", "--temperature", "-1"), "--temperature"),
         (("generate", ".", "x", "--top-p", "2", "--top-k", "-1"), "2 problems"),
+        (("generate", ".", "x", "--seed", "-1", "--temperature", "nan"), "2 problems"),
+        (("generate", ".", "x", "--repetition-penalty", "inf"), "--repetition-penalty"),
+        (("grow", "tiny", "--data", "📚.txt"), "📚.txt: there is no such file"),
         (("generate", ".", "x", "--depths"), "holds no stages"),
         (("report", "."), "no run"),
         (("substrate", "build", "lost", "--out", "new"), "lost"),
         (("substrate", "show", "a", "--width", "99999"), "4096"),
+        (("substrate", "show", "a", "--count", "-1"), "--count"),
+        (("substrate", "show", "a", "--png", "lost/a.png"), "there is no folder lost"),
         (("tokenizer", "build", "--size", "100", "--out", "new"), "size"),
         (("tokenizer", "build", "--alphabet", "all", "--out", "new"), "alphabet"),
         (("nosuch",), "No such command"),
@@ -206,10 +212,38 @@ def test_prompt_that_does_not_fit(nacre: Run, tiny_run: Path) -> None:
     assert "exceed 32" in err
 
 
+def test_prompt_that_fills_the_context(nacre: Run, tiny_run: Path) -> None:
+    code, _, err = nacre("generate", tiny_run, "word " * 400, "--max-new-tokens", "1")
+    assert code == 2
+    assert "--max-new-tokens" not in err, "no number of new tokens would help"
+
+
+def test_a_folder_that_cannot_be_made(nacre: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, err = nacre("grow", "tiny", "--out", tmp_path / "file" / "run", *TINY)
+    assert code == 2
+    assert f"{tmp_path / 'file' / 'run'}: Not a directory" in err
+
+
+def test_an_interrupted_run_says_how_to_go_on(
+    nacre: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Display, "stage_started", interrupt)
+    code, _, err = nacre("grow", "tiny", "--out", tmp_path / "run", *TINY)
+    assert code == 130
+    assert f"nacre grow --resume --out {tmp_path / 'run'}" in err
+
+
 def test_report_again(nacre: Run, tiny_run: Path) -> None:
     code, out, _ = nacre("report", tiny_run)
     assert code == 0
     assert Path(out.strip()).exists()
+    code, out, _ = nacre("report", tiny_run, "--json")
+    assert code == 0
+    assert json.loads(out)["report"] == str(tiny_run / "report" / "index.html")
 
 
 def test_substrate_build_and_show(nacre: Run, tiny_run: Path, tmp_path: Path) -> None:
@@ -229,6 +263,17 @@ def test_substrate_build_and_show(nacre: Run, tiny_run: Path, tmp_path: Path) ->
     code, _, err = nacre("substrate", "build", tiny_run / "tokenizer", "--out", folder)
     assert code == 2
     assert "is not empty" in err
+
+
+def test_substrate_build_says_what_has_no_effect(
+    nacre: Run, tiny_run: Path, tmp_path: Path
+) -> None:
+    code, _, err = nacre(
+        "substrate", "build", tiny_run / "tokenizer", "--out", tmp_path / "s", "--kind", "code",
+        "--fit", "vocabulary",
+    )  # fmt: skip
+    assert code == 0
+    assert "--fit has no effect with --kind code" in err
 
 
 def test_tokenizer_build(nacre: Run, tmp_path: Path) -> None:

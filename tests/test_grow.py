@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -347,6 +348,16 @@ def test_a_mistake_does_not_cost_the_run_to_be_overwritten(
     before = sorted(run.rglob("*"))
     with pytest.raises(DataError):
         grow(lost, run, overwrite=True)
+    assert sorted(run.rglob("*")) == before
+
+
+def test_a_run_is_not_overwritten_by_what_grows_from_it(plan: plans.Plan, run: Path) -> None:
+    before = sorted(run.rglob("*"))
+    branch = plan.model_copy(update={"start_from": str(run / "stages" / "02")})
+    same = plan.model_copy(update={"tokenizer": plans.Tokenizer(path=f"hf:{run / 'tokenizer'}")})
+    for other in (branch, same):
+        with pytest.raises(ConfigError, match=r"would delete .*, which this plan reads"):
+            grow(other, run, overwrite=True)
     assert sorted(run.rglob("*")) == before
 
 

@@ -6,10 +6,11 @@ success, 2 for a user's mistake (one clear message, no traceback).
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -30,6 +31,12 @@ app.add_typer(tokenizer_app, name="tokenizer")
 
 screen = Console(stderr=True)
 
+DISK_ERRORS = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG,
+    errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
+)  # fmt: skip
+"""What a folder that cannot be written, or a full disk, says."""
+
 PlanArgument = Annotated[str, typer.Argument(help="A plan file, or the name of a recipe.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field of the plan.")
@@ -45,13 +52,22 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; a `NacreError` becomes one message and exit code 2."""
+    """Run the command line; what a user can mend becomes one message and exit code 2."""
     try:
         app(args=arguments, prog_name="nacre")
     except NacreError as error:
-        screen.print("[bold red]error:[/]", end=" ")
-        screen.print(str(error), highlight=False, markup=False, soft_wrap=True)
-        sys.exit(2)
+        fail(str(error))
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        fail(f"{error.filename or 'the disk'}: {error.strerror}")
+
+
+def fail(message: str) -> NoReturn:
+    """Print an error and exit with code 2."""
+    screen.print("[bold red]error:[/]", end=" ")
+    screen.print(message, highlight=False, markup=False, soft_wrap=True)
+    sys.exit(2)
 
 
 def emit(data: Any) -> None:
@@ -115,7 +131,11 @@ def grow(
         "data.sources": data, "from": start_from, "tokenizer.path": tokenizer,
         "substrate.font": str(font) if font else None, "data.errors": errors,
     }  # fmt: skip
-    given = [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
+    given = [
+        f"{key}={json.dumps(value, ensure_ascii=False)}"
+        for key, value in options.items()
+        if value is not None
+    ]
     given += settings or []
     if plan is not None or given or not resume:
         chosen = plans.load(plan or "small", given)
@@ -137,8 +157,14 @@ def grow(
     else:
         from nacre.terminal import Display
 
-        with Display(screen) as display:
-            records = work(display)
+        try:
+            with Display(screen) as display:
+                records = work(display)
+        except KeyboardInterrupt:
+            if (out / "plan.yaml").exists():
+                hint = f"interrupted; continue with: nacre grow --resume --out {out}"
+                screen.print(hint, highlight=False, markup=False, soft_wrap=True)
+            raise
     page = report.write(out)
     if as_json:
         emit({"run": str(out), "report": str(page), "stages": [brief(r) for r in records]})
@@ -235,11 +261,17 @@ def generate(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
+def report(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")], as_json: Json = False
+) -> None:
     """Write a run's report (again): plots as PNG and one self-contained HTML page."""
     from nacre import report as reports
 
-    print(reports.write(run))
+    page = reports.write(run)
+    if as_json:
+        emit({"run": str(run), "report": str(page)})
+    else:
+        print(page)
 
 
 @app.command()
@@ -271,14 +303,21 @@ def build_substrate(
     from nacre import config, tables
     from nacre import tokenizer as tokenizers
     from nacre.substrate import Substrate, SubstrateRecipe
+    from nacre.substrate.table import EFFECTIVE
+    from nacre.terminal import Display
 
     quiet_transformers()
     data = {"kind": kind, "fit": fit, "font": font}
     recipe = config.validate(SubstrateRecipe, data, where="substrate")
     if out.exists() and any(out.iterdir()):
         raise ConfigError(Problem("--out", f"{out} is not empty", "name a new folder"))
+    for name in ("fit", "font"):
+        if name not in EFFECTIVE[recipe.kind] and data[name] not in (None, "unifont"):
+            screen.print(f"[yellow]warning:[/] --{name} has no effect with --kind {recipe.kind}")
     tokens = tokenizers.token_strings(tokenizers.load(tokenizer))
-    substrate = Substrate.build(recipe, tokens, width)
+    with Display(screen) as display:
+        display.phase("Substrate", len(tokens))
+        substrate = Substrate.build(recipe, tokens, width, display.advance)
     substrate.save(out)
     about = {"fingerprint": substrate.fingerprint, "width": width, **substrate.report}
     if as_json:
@@ -295,11 +334,13 @@ def show_substrate(
     ] = None,
     width: Annotated[int, typer.Option(help="Dimensions, when no substrate is named.")] = 256,
     png: Annotated[Path | None, typer.Option(help="Also write the picture as a PNG.")] = None,
-    count: Annotated[int, typer.Option(help="How many nearest rows.")] = 8,
+    count: Annotated[int, typer.Option(min=1, help="How many nearest rows.")] = 8,
 ) -> None:
     """Draw a token as the model sees it, and what its row keeps of the picture."""
     from nacre import substrate as substrates
 
+    if png is not None and not png.parent.is_dir():
+        raise ConfigError(Problem("--png", f"there is no folder {png.parent}"))
     table = substrates.Substrate.load(substrate) if substrate else None
     recipe, width = (table.recipe, table.width) if table else (None, width)
     seen = substrates.picture(token, width, recipe)
@@ -327,6 +368,7 @@ def build_tokenizer(
     from nacre import tokenizer as tokenizers
     from nacre.data import corpus
     from nacre.growth.plan import Data, Tokenizer
+    from nacre.terminal import Display
 
     quiet_transformers()
     options = config.validate(Tokenizer, {"size": size, "alphabet": alphabet}, where="tokenizer")
@@ -335,7 +377,11 @@ def build_tokenizer(
         raise ConfigError(Problem("--out", f"{out} is not empty", "name a new folder"))
     documents = corpus.read(source.sources, errors=source.errors)
     texts = (document.text for document in documents)
-    tokenizer = tokenizers.build(texts, options.size, alphabet=options.alphabet)
+    with Display(screen) as display:
+        display.phase("Tokenizer", corpus.check(source.sources).total_bytes)
+        tokenizer = tokenizers.build(
+            texts, options.size, alphabet=options.alphabet, progress=display.advance
+        )
     tokenizer.save_pretrained(out)
     about = {"size": len(tokenizer), "fingerprint": tokenizers.fingerprint(tokenizer)}
     if as_json:

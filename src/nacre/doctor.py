@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ import psutil
 import torch
 
 from nacre.train.device import bf16_is_fast, cpu_features
+from nacre.train.folder import versions
 
-PACKAGES = ["nacre", "torch", "transformers", "accelerate", "peft", "tokenizers", "safetensors"]
 EXTRAS = {"datasets": "data", "pyarrow": "data", "zstandard": "data", "tensorboard": "track"}
 
 
@@ -23,7 +23,7 @@ def examine(folder: Path) -> dict[str, Any]:
     memory = psutil.virtual_memory()
     return {
         "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "versions": versions(),
         "extras": {name: util.find_spec(name) is not None for name in EXTRAS},
         "system": platform.platform(),
         "device": str(device),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,16 +41,18 @@ class Sampling:
         problems: list[Problem] = []
         if self.max_new_tokens < 1:
             problems.append(Problem("--max-new-tokens", f"{self.max_new_tokens} is less than 1"))
-        if self.temperature < 0:
-            problems.append(
-                Problem("--temperature", f"{self.temperature} is negative", "0 is greedy")
-            )
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            message = f"{self.temperature} is not a number from 0 on"
+            problems.append(Problem("--temperature", message, "0 is greedy"))
         if self.top_k < 0:
             problems.append(Problem("--top-k", f"{self.top_k} is negative", "0 keeps every token"))
+        if not 0 <= self.seed < 2**32:
+            message = f"{self.seed} is not in 0 to {2**32 - 1:,}"
+            problems.append(Problem("--seed", message))
         if not 0 < self.top_p <= 1:
             problems.append(Problem("--top-p", f"{self.top_p} is not in (0, 1]"))
-        if self.repetition_penalty <= 0:
-            message = f"{self.repetition_penalty} is not positive"
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            message = f"{self.repetition_penalty} is not a positive number"
             problems.append(Problem("--repetition-penalty", message, "1 changes nothing"))
         if problems:
             raise ConfigError(problems)
@@ -109,7 +112,8 @@ def encode(
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context is not None and ids.shape[1] + new_tokens > context:
         message = f"{ids.shape[1]} of the prompt and {new_tokens} new ones exceed {context}"
-        fix = f"shorten the prompt or use --max-new-tokens {max(1, context - ids.shape[1])}"
+        room = context - ids.shape[1]
+        fix = "shorten the prompt" + (f" or use --max-new-tokens {room}" if room > 0 else "")
         raise ConfigError(Problem("tokens", message, fix))
     return ids.to(torch.int64)
 

@@ -56,12 +56,12 @@ class Display(Observer):
 
     def note(self, text: str) -> None:
         """Print a line above the bar."""
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=not self.live)
 
     def warn(self, text: str) -> None:
         """Print a warning above the bar."""
         self.console.print("[yellow]warning:[/]", end=" ")
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=not self.live)
 
     def phase(self, title: str, total: int | None = None) -> None:
         """Show a new bar for a piece of preparation."""
@@ -90,8 +90,10 @@ class Display(Observer):
             self.bar.update(self.task, completed=self.done, status=status)
         if not self.live and time.monotonic() - self.said >= LOG_SECONDS:
             self.said = time.monotonic()
-            share = f"{100 * self.done / max(1, self.total or 0):3.0f}%"
-            self.note(f"{self.title}  {share}  step {step['step']}  {status}")
+            total = max(1, self.total or 0)
+            share = f"{100 * self.done / total:3.0f}%"
+            left = f"{(total - self.done) / step['tokens_per_second']:.0f} s left"
+            self.note(f"{self.title}  {share}  step {step['step']}  {status}  {left}")
 
     def evaluated(self, validation: dict[str, float]) -> None:
         """Remember the held-out bits per byte; the next step shows it."""

@@ -43,7 +43,19 @@ def claim(out: Path, plan: Plan | None, *, resume: bool, overwrite: bool) -> Pla
     if not mine and out.exists() and any(out.iterdir()):
         message = f"{out} holds files that are not a run's"
         raise ConfigError(Problem("--out", message, "name a new or empty folder"))
+    if mine:
+        _keep_inputs(out, plan)
     return plan
+
+
+def _keep_inputs(out: Path, plan: Plan) -> None:
+    """Refuse to overwrite a run that the plan itself reads from."""
+    read = [plan.start_from, plan.tokenizer.path, plan.substrate.path, plan.substrate.font]
+    read += [s for sources in (plan.data, *plan.stages) for s in sources.sources or ()]
+    for path in filter(None, read):
+        if Path(str(path).removeprefix("hf:")).resolve().is_relative_to(out.resolve()):
+            message = f"--overwrite would delete {path}, which this plan reads"
+            raise ConfigError(Problem("--out", message, "name another folder"))
 
 
 def make(out: Path, plan: Plan, *, overwrite: bool) -> None:
@@ -102,17 +114,21 @@ def check_disk(out: Path, plan: Plan, vocabulary: int | None = None, extra: int 
         raise ConfigError(Problem("--out", message, "free some space or name another disk"))
 
 
+def versions() -> dict[str, str]:
+    """Return the versions of nacre and of the packages that decide what a run computes."""
+    names = ["nacre", "torch", "transformers", "accelerate", "peft", "tokenizers", "safetensors"]
+    return {name: metadata.version(name) for name in names}
+
+
 def start_record(
     plan: Plan, fingerprints: Mapping[str, Any], device: torch.device
 ) -> dict[str, Any]:
     """Return the contents of `run.json`: versions, seed, machine and fingerprints."""
-    names = ["nacre", "torch", "transformers", "accelerate", "peft", "tokenizers", "safetensors"]
     return {
         "name": plan.name,
         "seed": plan.seed,
         "plan": plan.fingerprint(),
-        "versions": {name: metadata.version(name) for name in names}
-        | {"python": platform.python_version()},
+        "versions": versions() | {"python": platform.python_version()},
         "machine": {
             "system": platform.platform(),
             "processor": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
