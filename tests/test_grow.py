@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,10 @@ import torch
 from safetensors import safe_open
 
 from nacre import tokenizer as tokenizers
-from nacre.errors import CheckpointError, ConfigError, DataError, FingerprintError
+from nacre.errors import (
+    CheckpointError,
+    FingerprintError,
+)
 from nacre.growth import ledger
 from nacre.growth import plan as plans
 from nacre.train import checkpoint, folder
@@ -313,110 +315,3 @@ def test_monolithic_training_is_one_stage(tmp_path: Path) -> None:
     (record,) = grow(mono, tmp_path / "run")
     assert record["depth"] == 2
     assert list(record["frozen"]) == ["gpt_neox.embed_in.weight"]
-
-
-# What a user can get wrong: one clear message, before anything is trained.
-
-
-def test_output_folder_with_another_run(plan: plans.Plan, run: Path) -> None:
-    with pytest.raises(ConfigError, match=r"already holds a run .*--resume.*--overwrite"):
-        grow(plan, run)
-
-
-def test_output_folder_with_other_files(plan: plans.Plan, tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("do not delete")
-    with pytest.raises(ConfigError, match="holds files that are not a run's"):
-        grow(plan, tmp_path, overwrite=True)
-    assert (tmp_path / "thesis.tex").exists()
-
-
-def test_output_is_a_file(plan: plans.Plan, tmp_path: Path) -> None:
-    (tmp_path / "out").write_text("")
-    with pytest.raises(ConfigError, match="is a file"):
-        grow(plan, tmp_path / "out")
-
-
-def test_nothing_to_resume(plan: plans.Plan, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds no run"):
-        grow(plan, tmp_path, resume=True)
-
-
-def test_a_mistake_does_not_cost_the_run_to_be_overwritten(
-    plan: plans.Plan, run: Path, tmp_path: Path
-) -> None:
-    lost = plan.model_copy(update={"data": plans.Data(sources=(str(tmp_path / "lost.txt"),))})
-    before = sorted(run.rglob("*"))
-    with pytest.raises(DataError):
-        grow(lost, run, overwrite=True)
-    assert sorted(run.rglob("*")) == before
-
-
-def test_a_run_is_not_overwritten_by_what_grows_from_it(plan: plans.Plan, run: Path) -> None:
-    before = sorted(run.rglob("*"))
-    branch = plan.model_copy(update={"start_from": str(run / "stages" / "02")})
-    same = plan.model_copy(update={"tokenizer": plans.Tokenizer(path=f"hf:{run / 'tokenizer'}")})
-    for other in (branch, same):
-        with pytest.raises(ConfigError, match=r"would delete .*, which this plan reads"):
-            grow(other, run, overwrite=True)
-    assert sorted(run.rglob("*")) == before
-
-
-def test_overwriting_a_run(plan: plans.Plan, tmp_path: Path) -> None:
-    short = plan.model_copy(update={"stages": plan.stages[:2]})
-    grow(short, tmp_path / "run")
-    grow(short.model_copy(update={"stages": plan.stages[:1]}), tmp_path / "run", overwrite=True)
-    assert len(checkpoint.stages(tmp_path / "run")) == 1
-
-
-def test_missing_data_leaves_no_folder(plan: plans.Plan, tmp_path: Path) -> None:
-    lost = plan.model_copy(update={"data": plans.Data(sources=(str(tmp_path / "lost.txt"),))})
-    with pytest.raises(DataError, match=r"lost\.txt"):
-        grow(lost, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_context_longer_than_the_corpus(plan: plans.Plan, tmp_path: Path) -> None:
-    (tmp_path / "short.txt").write_text("A short text. " * 4)
-    data = plan.model_dump(mode="json", by_alias=True)
-    data["data"]["sources"] = [str(tmp_path / "short.txt")]
-    with pytest.raises(DataError, match="context is longer than the corpus"):
-        grow(plans.parse(data), tmp_path / "run")
-
-
-def test_too_little_disk(plan: plans.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = type("usage", (), {"free": 1000})
-    monkeypatch.setattr(folder.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(ConfigError, match=r"needs about .* GB free"):
-        grow(plan, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_substrate_of_another_tokenizer(plan: plans.Plan, run: Path, tmp_path: Path) -> None:
-    data = plan.model_dump(mode="json", by_alias=True)
-    data["substrate"] = {"path": str(run / "substrate")}
-    data["tokenizer"] = {"size": 520}
-    with pytest.raises(FingerprintError, match="build the substrate for this tokenizer"):
-        grow(plans.parse(data), tmp_path / "run")
-
-
-def test_substrate_of_another_width(plan: plans.Plan, run: Path, tmp_path: Path) -> None:
-    data = plan.model_dump(mode="json", by_alias=True)
-    data["substrate"] = {"path": str(run / "substrate")}
-    data["tokenizer"] = {"path": str(run / "tokenizer")}
-    data["model"]["width"] = 64
-    with pytest.raises(ConfigError, match=r"64, but substrate .* has 32 dimensions"):
-        grow(plans.parse(data), tmp_path / "run")
-
-
-def test_a_checkpoint_that_cannot_be_grown(plan: plans.Plan, tmp_path: Path) -> None:
-    (tmp_path / "t5").mkdir()
-    (tmp_path / "t5" / "config.json").write_text(json.dumps({"model_type": "t5"}))
-    data = plan.model_dump(mode="json", by_alias=True) | {"from": str(tmp_path / "t5")}
-    with pytest.raises((ConfigError, CheckpointError), match="cannot be"):
-        grow(plans.parse(data), tmp_path / "run")
-
-
-def test_a_folder_without_a_model(plan: plans.Plan, tmp_path: Path) -> None:
-    data = plan.model_dump(mode="json", by_alias=True) | {"from": str(tmp_path)}
-    with pytest.raises(CheckpointError, match=r"config\.json is missing"):
-        grow(plans.parse(data), tmp_path / "run")

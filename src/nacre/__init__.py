@@ -6,7 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nacre.doctor import examine
     from nacre.generation import Sampling, generate, generate_at_depths
+    from nacre.growth.budget import estimate
     from nacre.growth.plan import Plan
     from nacre.growth.plan import load as load_plan
     from nacre.growth.plan import parse as parse_plan
@@ -26,6 +28,8 @@ _PUBLIC = {
     "Substrate": ("nacre.substrate", "Substrate"),
     "SubstrateRecipe": ("nacre.substrate", "SubstrateRecipe"),
     "build_tokenizer": ("nacre.tokenizer", "build"),
+    "estimate": ("nacre.growth.budget", "estimate"),
+    "examine": ("nacre.doctor", "examine"),
     "generate": ("nacre.generation", "generate"),
     "generate_at_depths": ("nacre.generation", "generate_at_depths"),
     "grow": ("nacre.train.grow", "grow"),
@@ -42,6 +46,8 @@ __all__ = [
     "Substrate",
     "SubstrateRecipe",
     "build_tokenizer",
+    "estimate",
+    "examine",
     "generate",
     "generate_at_depths",
     "grow",

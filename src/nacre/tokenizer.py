@@ -135,6 +135,10 @@ def load(path: str | Path) -> PreTrainedTokenizerFast:
                 else "check the name and the network, or give a folder that holds it",
             )
         ) from error
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None and backend.get_vocab_size(with_added_tokens=False) == 0:
+        message = f"{name!r} holds no tokenizer: its vocabulary would be empty"
+        raise ConfigError(Problem("tokenizer", message, "a folder needs tokenizer.json"))
     if not getattr(tokenizer, "is_fast", False):
         raise ConfigError(
             Problem(

@@ -8,6 +8,7 @@ UTF-8; it comes out as it stands in the file, line ends included, without a byte
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import logging
@@ -149,7 +150,11 @@ def _readable(path: Path) -> bool:
 
 def _files(source: str) -> list[Path]:
     """Return the files a source names, sorted; of a folder or glob those that nacre reads."""
-    path = Path(source).expanduser()
+    if not source:
+        raise DataError("an empty source: name a file, folder, glob, hf:NAME or default")
+    path = Path(source)
+    with contextlib.suppress(RuntimeError):  # no such user's home: the name stands as it is
+        path = path.expanduser()
     if path.is_file():
         return [path]
     if path.is_dir():

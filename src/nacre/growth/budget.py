@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 
 from nacre.growth.plan import Plan
 from nacre.models import stock
+from nacre.substrate import code_bits
 
 FP32 = 4
 ADAM_STATES = 2
@@ -82,7 +83,7 @@ def substrate_parameters(plan: Plan, vocabulary: int, width: int) -> int:
     A code is counted at its own width, as in arXiv 2507.07129; the checkpoint holds it lifted.
     """
     if plan.substrate.kind == "code" and plan.start_from is None:
-        return vocabulary * (plan.substrate.bits or max(1, (vocabulary - 1).bit_length()))
+        return vocabulary * code_bits(plan.substrate.bits, vocabulary, width)
     return vocabulary * width
 
 

@@ -155,7 +155,7 @@ class Stage(Section):
 class Plan(Section):
     """The whole growth as data."""
 
-    name: str = "unnamed"
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] = "unnamed"
     seed: NonNegativeInt = 0
     start_from: str | None = Field(default=None, alias="from", description="a checkpoint to grow")
     substrate: SubstrateSource = SubstrateSource()
@@ -193,7 +193,10 @@ def load(source: str | Path, settings: Sequence[str] = ()) -> Plan:
     Raises `ConfigError` with every problem of the plan at once.
     """
     path = Path(source)
-    if not path.suffix and not path.is_file():
+    if path.is_dir() and (path / "plan.yaml").exists():
+        message = f"{source} is a run, not a plan"
+        raise ConfigError(Problem("plan", message, f"its plan is {path / 'plan.yaml'}"))
+    if not path.suffix and (path.is_dir() or not path.exists()):
         known = recipes()
         if str(source) not in known:
             hint = nearest(str(source), known) or f"recipes: {', '.join(known)}"

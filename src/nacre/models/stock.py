@@ -228,7 +228,7 @@ def append_blocks(model: PreTrainedModel, count: int) -> list[nn.Module]:
     depth = len(parts.blocks)
     for name in PER_BLOCK:
         kinds = getattr(config, name, None)
-        if kinds:
+        if kinds and not isinstance(getattr(type(config), name, None), property):
             setattr(config, name, [*kinds, *islice(cycle(kinds[-count:]), count)])
     config.num_hidden_layers = depth + count
     template = parts.blocks[-1]

@@ -30,6 +30,9 @@ SUBSTRATE_SHARD = "substrate.safetensors"
 HEAD_SHARD = "head.safetensors"
 INDEX = "model.safetensors.index.json"
 RECORD = "stage.json"
+PROGRESS = (
+    "stage", "step", "tokens", "seconds", "best", "stale", "cursor", "peak_memory_bytes",
+)  # fmt: skip
 
 
 def blocks_shard(stage: int) -> str:
@@ -81,13 +84,6 @@ def link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-
-
-def link_tree(source: Path, target: Path) -> None:
-    """Link every file of one folder into another, existing folder."""
-    for path in sorted(source.iterdir()):
-        if path.is_file():
-            link(path, target / path.name)
 
 
 def shard_of(model: PreTrainedModel, growth: Sequence[tuple[int, int]]) -> dict[str, str]:
@@ -193,17 +189,35 @@ def _one_line(error: Exception) -> str:
 
 
 def stages(run: Path) -> list[Path]:
-    """Return the finished stages of a run, in order."""
-    folder = run / "stages"
-    return sorted(path.parent for path in folder.glob(f"[0-9]*/{RECORD}"))
+    """Return the finished stages of a run, in order; raise `CheckpointError` if one is missing."""
+    found = {int(path.parent.name): path.parent for path in (run / "stages").glob(f"*/{RECORD}")
+             if path.parent.name.isdecimal()}  # fmt: skip
+    missing = sorted(set(range(1, max(found, default=0) + 1)) - set(found))
+    if missing:
+        raise CheckpointError(f"{run}: stage {missing[0]} is missing below stage {max(found)}")
+    return [found[number] for number in sorted(found)]
+
+
+def read_record(stage: Path) -> dict[str, Any]:
+    """Return a stage's record; raise `CheckpointError` if it is damaged."""
+    return _require(stage / RECORD, ("stage", "frozen", "weights", "growth", "fingerprint"))
+
+
+def _require(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    data = read_json(path)
+    lacking = [key for key in keys if key not in data]
+    if lacking:
+        raise CheckpointError(f"{path}: damaged: lacks {lacking[0]!r}")
+    return data
 
 
 def newest(path: str | Path) -> str | Path:
     """Return the checkpoint meant by a path: a run means its newest stage.
 
-    What is no folder here is returned as it is: it may be a name on the hub. Raises
-    `CheckpointError` for a run without a finished stage.
+    What is no folder here is returned as it is, less a leading "hf:": it may be a name on the hub.
+    Raises `CheckpointError` for a run without a finished stage.
     """
+    path = path.removeprefix("hf:") if isinstance(path, str) else path
     if not (Path(path) / "plan.yaml").exists():
         return path
     finished = stages(Path(path))
@@ -221,7 +235,10 @@ def save_state(
     optimizer: Mapping[str, Any],
     progress: Mapping[str, Any],
 ) -> None:
-    """Save what a running stage needs to continue exactly: trained weights, optimizer, counters."""
+    """Save what a running stage needs to continue exactly: trained weights, optimizer, counters.
+
+    `progress` must have the keys `PROGRESS`.
+    """
     with new_folder(folder) as partial:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
         save_file(tensors, partial / "trainable.safetensors")
@@ -245,7 +262,7 @@ def load_state(folder: Path) -> SavedState | None:
         folder = folder.with_name(f".{folder.name}.old")
         if not (folder / "progress.json").exists():
             return None
-    progress = read_json(folder / "progress.json")
+    progress = _require(folder / "progress.json", PROGRESS)
     try:
         weights = load_file(folder / "trainable.safetensors")
         saved = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")

@@ -26,8 +26,8 @@ def claim(out: Path, plan: Plan | None, *, resume: bool, overwrite: bool) -> Pla
     """Check that `out` may be written to, and return the plan to run.
 
     Nothing is changed yet. A new run needs a folder that is empty or absent, or that holds a run
-    which `overwrite` gives up. To resume, the plan must
-    agree with the run's on every stage that has begun; without one, the run's own plan continues.
+    which `overwrite` gives up. To resume, the plan must agree with the run's on every stage that
+    has begun; without one, the run's own plan continues.
     """
     mine = (out / PLAN).exists()
     if resume:
@@ -99,6 +99,25 @@ def _first_difference(old: Any, new: Any, path: str = "") -> str:
                 return _first_difference(a, b, f"{path}[{index}]")
         return f"{path} has {len(old)} entries, now {len(new)}"
     return f"{path} was {old!r}, now {new!r}"
+
+
+def check_parts(out: Path, fingerprints: Mapping[str, Any]) -> None:
+    """Refuse to resume on a tokenizer, substrate or corpus that is not the one the run began with.
+
+    Raises `FingerprintError`. Corpora that only later stages read may be new.
+    """
+    if not (out / RUN).exists():
+        return
+    before = checkpoint.read_json(out / RUN).get("fingerprints", {})
+    fix = "restore it, or start a new run in another --out"
+    for name in ("tokenizer", "substrate"):
+        old, new = before.get(name), fingerprints.get(name)
+        if old is not None and old != new:
+            raise FingerprintError(f"the {name} of {out}", old[:12], str(new)[:12], fix)
+    for sources, old in before.get("corpora", {}).items():
+        new = fingerprints["corpora"].get(sources, old)
+        if old != new:
+            raise FingerprintError(f"the text of {sources}", old[:12], new[:12], fix)
 
 
 def check_disk(out: Path, plan: Plan, vocabulary: int | None = None, extra: int = 0) -> None:

@@ -6,7 +6,10 @@ the stages. Everything that a user can get wrong is checked before the first ste
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, set_seed
@@ -56,6 +60,8 @@ def grow(
     accelerator = make_accelerator(plan, out, trackers)
     try:
         parts = make_parts(plan, out, observer)
+        if resume:
+            folder.check_parts(out, parts.fingerprints)
         record = folder.start_record(plan, parts.fingerprints, accelerator.device)
         checkpoint.write_json(out / folder.RUN, record)
         accelerator.init_trackers("trackers")
@@ -69,24 +75,42 @@ def grow(
 
 def check(plan: Plan, out: Path, trackers: Sequence[str] = ()) -> None:
     """Check all that can be checked before any work: trackers, sources, parts given, disk."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        message = f"{os.environ['WORLD_SIZE']} were started, a growth runs in one"
+        raise ConfigError(Problem("processes", message, "start nacre without torchrun"))
     for tracker in trackers:
         known = [str(name) for name in LoggerType if name != LoggerType.ALL]
         if tracker not in known:
             hint = nearest(tracker, known) or f"known: {', '.join(known)}, none"
             raise ConfigError(Problem("--track", f"unknown tracker {tracker!r}", hint))
+        if tracker not in map(str, get_available_trackers()):
+            message = f"{tracker} is not installed"
+            raise ConfigError(Problem("--track", message, f"pip install {tracker}"))
     if plan.tokenizer.path is not None:
         tokenizers.load(plan.tokenizer.path)
     for sources in source_sets(plan):
         corpus.check(sources)
     if plan.start_from is not None:
         base = checkpoint.load_config(checkpoint.newest(plan.start_from))
-        try:
+        with growable(plan):
             stock.count_parameters(base)
-        except (ValueError, AttributeError, TypeError) as error:
-            raise ConfigError(
-                Problem("from", f"{plan.start_from} cannot be grown: {error}")
-            ) from None
+        positions = getattr(base.get_text_config(), "max_position_embeddings", None)
+        if positions is not None and plan.model.context > positions:
+            message = f"{plan.model.context}, but {plan.start_from} has {positions} positions"
+            raise ConfigError(Problem("model.context", message, f"use at most {positions}"))
     folder.check_disk(out, plan)
+
+
+@contextmanager
+def growable(plan: Plan) -> Iterator[None]:
+    """Turn what a foreign model class raises into the one message that it cannot be grown."""
+    try:
+        yield
+    except (ValueError, AttributeError, TypeError, IndexError, NotImplementedError) as error:
+        if plan.start_from is None:
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(Problem("from", f"{plan.start_from} cannot be grown: {reason}")) from None
 
 
 def make_accelerator(plan: Plan, out: Path, trackers: Sequence[str]) -> Accelerator:
@@ -121,9 +145,11 @@ def run_stage(
     """Run one stage, from the checkpoint below it to its own."""
     this, number = plan.stages[index], index + 1
     below = find_below(plan, index, out)
-    seed = plan.seed + 1_000_003 * number
+    seed = (plan.seed + 1_000_003 * number) % 2**32
     set_seed(seed)
-    model, trunk_depth = start_model(plan, this, parts, below, seed)
+    with growable(plan):
+        model, trunk_depth = start_model(plan, this, parts, below, seed)
+        stock.splits_exactly(model, trunk_depth)
     substrate = parts.substrate
     embedding_trains = below is None and substrate is not None and substrate.trainable
     adapted = stage.choose_trainable(
@@ -174,8 +200,8 @@ def find_below(plan: Plan, index: int, out: Path) -> Below | None:
         path = checkpoint.newest(plan.start_from)
     else:
         return None
-    record = Path(path) / checkpoint.RECORD
-    return Below(path, checkpoint.read_json(record) if record.exists() else {})
+    ours = (Path(path) / checkpoint.RECORD).exists()
+    return Below(path, checkpoint.read_record(Path(path)) if ours else {})
 
 
 def start_model(
@@ -317,8 +343,7 @@ def stage_record(
         "cursor": progress.cursor,
         "parent": below.record.get("fingerprint") if below else None,
         "plan": plan.fingerprint(number),
-        "substrate": parts.fingerprints.get("substrate")
-        or (below and below.record.get("substrate")),
+        "substrate": below.record.get("substrate") if below else parts.fingerprints["substrate"],
         "tokenizer": parts.fingerprints["tokenizer"],
         "corpus": run.store.fingerprint,
     }
@@ -340,6 +365,9 @@ def save_stage(
     record["frozen"] = {n: h for n, h in hashes.items() if frozen.get(n) == h}
     record["weights"] = {n: h for n, h in hashes.items() if n not in record["frozen"]}
     record["fingerprint"] = ledger.fingerprint(hashes)
+    embedding = f"{stock.find_parts(model).embedding_name}.weight"
+    if embedding in record["trainable"]:
+        record["substrate"] = hashes[embedding]
     with checkpoint.new_folder(out / "stages" / f"{record['stage']:02d}") as partial:
         checkpoint.save_weights(
             model,
@@ -348,9 +376,9 @@ def save_stage(
             unchanged=record["frozen"],
             previous=Path(below.path) if below and below.record else None,
         )
-        checkpoint.link_tree(out / "tokenizer", partial)
+        shutil.copytree(out / "tokenizer", partial, dirs_exist_ok=True)
         if (out / "substrate").exists():
-            checkpoint.link(out / "substrate" / "substrate.json", partial / "substrate.json")
+            shutil.copy2(out / "substrate" / "substrate.json", partial)
         (partial / "README.md").write_text(model_card(record), encoding="utf-8")
         checkpoint.write_json(partial / checkpoint.RECORD, record)
     checkpoint.clear_state(out / "state")

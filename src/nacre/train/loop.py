@@ -212,7 +212,7 @@ def setup(
 def train(run: StageRun, hooks: Sequence[Hook]) -> None:
     """Train a stage to its end; after every optimizer step each hook sees its metrics."""
     progress = run.progress
-    run.model.train()
+    run.objective.train()
     batches = iter(run.loader)
     while not run.finished:
         started = time.perf_counter()
@@ -275,7 +275,7 @@ def evaluate(run: StageRun) -> dict[str, float]:
     """
     device = run.accelerator.device
     nats, tokens, text_bytes = 0.0, 0, 0
-    run.model.eval()
+    run.objective.eval()
     micro = run.training.micro_batch_tokens or run.training.batch_tokens
     batches = validation_batches(
         run.store,
@@ -290,7 +290,7 @@ def evaluate(run: StageRun) -> dict[str, float]:
         nats += loss.item() * targets.size
         tokens += targets.size
         text_bytes += int(run.byte_lengths[targets].sum())
-    run.model.train()
+    run.objective.train()
     return scores(nats, tokens, text_bytes)
 
 

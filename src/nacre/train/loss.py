@@ -35,11 +35,19 @@ class Objective(nn.Module):
         cut = splits and not trunk_trains
         self.trunk = RecomputedTrunk(model, trunk_depth) if cut else None
         self.crown = stock.upper(model, trunk_depth) if cut else self.parts.decoder
+        self.frozen_blocks = [] if trunk_trains else list(self.parts.blocks)[:trunk_depth]
 
     @property
     def trunk_mode(self) -> str:
         """`recompute`, or `whole` when the model runs in one piece."""
         return "whole" if self.trunk is None else "recompute"
+
+    def train(self, mode: bool = True) -> Objective:
+        """Switch to training; a trunk that does not train stays without dropout."""
+        super().train(mode)
+        for block in self.frozen_blocks:
+            block.eval()
+        return self
 
     def forward(self, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
         """Return the mean loss (nats a token, fp32 scalar) of predicting `targets_BT` (int64)."""
@@ -67,11 +75,8 @@ def head_loss(
     dtype = weight_VD.dtype
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    bias_V = None if bias_V is None else bias_V.to(dtype)
     with torch.autocast(device, enabled=False):
-        loss = _HeadLoss.apply(
-            h_ND.to(dtype), weight_VD.to(dtype), bias_V, targets_N, torch.is_grad_enabled()
-        )
+        loss = _HeadLoss.apply(h_ND, weight_VD, bias_V, targets_N, dtype, torch.is_grad_enabled())
     assert isinstance(loss, torch.Tensor)
     return loss
 
@@ -90,8 +95,12 @@ class _HeadLoss(torch.autograd.Function):
         weight_VD: torch.Tensor,
         bias_V: torch.Tensor | None,
         targets_N: torch.Tensor,
+        dtype: torch.dtype,
         with_gradients: bool,
     ) -> torch.Tensor:
+        kinds = (h_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype)
+        h_ND, weight_VD = h_ND.to(dtype), weight_VD.to(dtype)
+        bias_V = None if bias_V is None else bias_V.to(dtype)
         total = torch.zeros((), device=h_ND.device)
         if with_gradients:
             d_h = torch.empty_like(h_ND)
@@ -112,7 +121,8 @@ class _HeadLoss(torch.autograd.Function):
                 if d_bias is not None:
                     d_bias += d_logits_CV.sum(0, dtype=torch.float32)
         if with_gradients:
-            ctx.save_for_backward(d_h, d_weight, d_bias)
+            gradients = zip((d_h, d_weight, d_bias), kinds, strict=True)
+            ctx.save_for_backward(*(None if d is None else d.to(kind) for d, kind in gradients))
         ctx.rows = max(1, len(h_ND))
         return total / ctx.rows
 
@@ -121,4 +131,4 @@ class _HeadLoss(torch.autograd.Function):
         d_h, d_weight, d_bias = ctx.saved_tensors
         factor = grad_outputs[0] / ctx.rows
         scaled = [None if d is None else d * factor.to(d.dtype) for d in (d_h, d_weight, d_bias)]
-        return (*scaled, None, None)
+        return (*scaled, None, None, None)

@@ -71,6 +71,7 @@ def make_tokenizer(plan: Plan, out: Path, observer: Observer) -> PreTrainedToken
     given = plan.tokenizer.path
     if given is None and plan.start_from is not None:
         given = checkpoint.newest(plan.start_from)
+        given = given if Path(given).is_dir() else f"hf:{given}"
     if given is not None:
         tokenizer = tokenizers.load(given)
         if plan.start_from is not None:

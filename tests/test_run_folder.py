@@ -1,0 +1,260 @@
+"""What a run accepts and refuses: its folder, what it resumes on, what it grows from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from nacre.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DivergedError,
+    FingerprintError,
+)
+from nacre.growth import plan as plans
+from nacre.train import checkpoint, folder
+from nacre.train.grow import grow
+
+
+@pytest.fixture
+def plan(tiny_plan: plans.Plan) -> plans.Plan:
+    return tiny_plan
+
+
+@pytest.fixture
+def run(tiny_run: Path) -> Path:
+    return tiny_run
+
+
+def records(run: Path) -> list[dict]:
+    return [checkpoint.read_json(path / checkpoint.RECORD) for path in checkpoint.stages(run)]
+
+
+def weights(stage: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load_model(stage).state_dict()
+
+
+def test_output_folder_with_another_run(plan: plans.Plan, run: Path) -> None:
+    with pytest.raises(ConfigError, match=r"already holds a run .*--resume.*--overwrite"):
+        grow(plan, run)
+
+
+def test_output_folder_with_other_files(plan: plans.Plan, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("do not delete")
+    with pytest.raises(ConfigError, match="holds files that are not a run's"):
+        grow(plan, tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_output_is_a_file(plan: plans.Plan, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(ConfigError, match="is a file"):
+        grow(plan, tmp_path / "out")
+
+
+def test_nothing_to_resume(plan: plans.Plan, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no run"):
+        grow(plan, tmp_path, resume=True)
+
+
+def test_a_mistake_does_not_cost_the_run_to_be_overwritten(
+    plan: plans.Plan, run: Path, tmp_path: Path
+) -> None:
+    lost = plan.model_copy(update={"data": plans.Data(sources=(str(tmp_path / "lost.txt"),))})
+    before = sorted(run.rglob("*"))
+    with pytest.raises(DataError):
+        grow(lost, run, overwrite=True)
+    assert sorted(run.rglob("*")) == before
+
+
+def test_a_run_is_not_overwritten_by_what_grows_from_it(plan: plans.Plan, run: Path) -> None:
+    before = sorted(run.rglob("*"))
+    branch = plan.model_copy(update={"start_from": str(run / "stages" / "02")})
+    same = plan.model_copy(update={"tokenizer": plans.Tokenizer(path=f"hf:{run / 'tokenizer'}")})
+    for other in (branch, same):
+        with pytest.raises(ConfigError, match=r"would delete .*, which this plan reads"):
+            grow(other, run, overwrite=True)
+    assert sorted(run.rglob("*")) == before
+
+
+def test_overwriting_a_run(plan: plans.Plan, tmp_path: Path) -> None:
+    short = plan.model_copy(update={"stages": plan.stages[:2]})
+    grow(short, tmp_path / "run")
+    grow(short.model_copy(update={"stages": plan.stages[:1]}), tmp_path / "run", overwrite=True)
+    assert len(checkpoint.stages(tmp_path / "run")) == 1
+
+
+def test_missing_data_leaves_no_folder(plan: plans.Plan, tmp_path: Path) -> None:
+    lost = plan.model_copy(update={"data": plans.Data(sources=(str(tmp_path / "lost.txt"),))})
+    with pytest.raises(DataError, match=r"lost\.txt"):
+        grow(lost, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_context_longer_than_the_corpus(plan: plans.Plan, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("A short text. " * 4)
+    data = plan.model_dump(mode="json", by_alias=True)
+    data["data"]["sources"] = [str(tmp_path / "short.txt")]
+    with pytest.raises(DataError, match="context is longer than the corpus"):
+        grow(plans.parse(data), tmp_path / "run")
+
+
+def test_too_little_disk(plan: plans.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type("usage", (), {"free": 1000})
+    monkeypatch.setattr(folder.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(ConfigError, match=r"needs about .* GB free"):
+        grow(plan, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_substrate_of_another_tokenizer(plan: plans.Plan, run: Path, tmp_path: Path) -> None:
+    data = plan.model_dump(mode="json", by_alias=True)
+    data["substrate"] = {"path": str(run / "substrate")}
+    data["tokenizer"] = {"size": 520}
+    with pytest.raises(FingerprintError, match="build the substrate for this tokenizer"):
+        grow(plans.parse(data), tmp_path / "run")
+
+
+def test_substrate_of_another_width(plan: plans.Plan, run: Path, tmp_path: Path) -> None:
+    data = plan.model_dump(mode="json", by_alias=True)
+    data["substrate"] = {"path": str(run / "substrate")}
+    data["tokenizer"] = {"path": str(run / "tokenizer")}
+    data["model"]["width"] = 64
+    with pytest.raises(ConfigError, match=r"64, but substrate .* has 32 dimensions"):
+        grow(plans.parse(data), tmp_path / "run")
+
+
+def test_a_checkpoint_that_cannot_be_grown(plan: plans.Plan, tmp_path: Path) -> None:
+    (tmp_path / "t5").mkdir()
+    (tmp_path / "t5" / "config.json").write_text(json.dumps({"model_type": "t5"}))
+    data = plan.model_dump(mode="json", by_alias=True) | {"from": str(tmp_path / "t5")}
+    with pytest.raises((ConfigError, CheckpointError), match="cannot be"):
+        grow(plans.parse(data), tmp_path / "run")
+
+
+def test_a_folder_without_a_model(plan: plans.Plan, tmp_path: Path) -> None:
+    data = plan.model_dump(mode="json", by_alias=True) | {"from": str(tmp_path)}
+    with pytest.raises(CheckpointError, match=r"config\.json is missing"):
+        grow(plans.parse(data), tmp_path / "run")
+
+
+def hf_folder(tmp_path: Path, tiny_run: Path, config: dict) -> Path:
+    """A checkpoint of another class, with a real tokenizer and weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = tmp_path / "theirs"
+    shutil.copytree(tiny_run / "tokenizer", folder)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    model.save_pretrained(folder)
+    return folder
+
+
+GPT2 = {"model_type": "gpt2", "vocab_size": 512, "n_embd": 32, "n_layer": 2, "n_head": 2,
+        "n_positions": 32, "bos_token_id": 1, "eos_token_id": 1}  # fmt: skip
+
+
+def grow_from(base: Path, plan: plans.Plan, context: int = 32, init: str = "zero") -> plans.Plan:
+    data = plan.model_dump(mode="json", by_alias=True) | {"from": str(base)}
+    data["model"] = {"context": context}
+    data["training"]["batch_tokens"] = 8 * context
+    data["stages"] = [{"add_blocks": 1, "tokens": 8 * context, "init": init}]
+    return plans.parse(data)
+
+
+def test_growing_a_foreign_checkpoint(plan: plans.Plan, run: Path, tmp_path: Path) -> None:
+    base = hf_folder(tmp_path, run, GPT2)
+    (record,) = grow(grow_from(base, plan), tmp_path / "run")
+    assert (record["depth"], record["trunk_mode"], record["parent"]) == (3, "whole", None)
+    before = checkpoint.load_model(base).state_dict()
+    after = weights(tmp_path / "run" / "stages" / "01")
+    assert torch.equal(
+        after["transformer.h.1.mlp.c_fc.weight"], before["transformer.h.1.mlp.c_fc.weight"]
+    )
+    assert torch.equal(after["transformer.wte.weight"], before["transformer.wte.weight"])
+    assert not torch.equal(after["lm_head.weight"], before["lm_head.weight"]), "untied, and trained"
+
+
+def test_context_longer_than_the_checkpoints(plan: plans.Plan, run: Path, tmp_path: Path) -> None:
+    base = hf_folder(tmp_path, run, GPT2)
+    with pytest.raises(ConfigError, match=r"model\.context: 64, but .* has 32 positions"):
+        grow(grow_from(base, plan, context=64), tmp_path / "run")
+
+
+def test_an_encoder_cannot_be_grown(plan: plans.Plan, run: Path, tmp_path: Path) -> None:
+    bert = {"model_type": "bert", "vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "intermediate_size": 64, "is_decoder": True}  # fmt: skip
+    base = hf_folder(tmp_path, run, bert)
+    with pytest.raises(ConfigError, match="cannot be grown"):
+        grow(grow_from(base, plan, init="random"), tmp_path / "run")
+
+
+def test_resuming_on_other_text_is_refused(plan: plans.Plan, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The oyster lays down one thin layer at a time.\n\n" * 400)
+    data = plan.model_dump(mode="json", by_alias=True)
+    data["data"]["sources"] = [str(text)]
+    data["stages"] = [{"add_blocks": 1, "tokens": 256}]
+    grow(plans.parse(data), tmp_path / "run")
+    text.write_text("The pearl is another text.\n\n" * 800)
+    data["stages"] *= 2
+    with pytest.raises(FingerprintError, match=r"the text of .*text\.txt does not match"):
+        grow(plans.parse(data), tmp_path / "run", resume=True)
+
+
+def test_a_missing_stage_is_noticed(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "stages" / "02")
+    with pytest.raises(CheckpointError, match="stage 2 is missing below stage 3"):
+        grow(None, tmp_path / "run", resume=True)
+
+
+def test_stages_are_in_order_beyond_99(tmp_path: Path) -> None:
+    for number in range(1, 102):
+        folder_ = tmp_path / "stages" / f"{number:02d}"
+        folder_.mkdir(parents=True)
+        (folder_ / checkpoint.RECORD).write_text("{}")
+    assert [int(path.name) for path in checkpoint.stages(tmp_path)] == list(range(1, 102))
+
+
+def test_a_damaged_record(plan: plans.Plan, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "stages" / "03" / "stage.json").write_text('{"stage": 3}')
+    longer = plan.model_copy(update={"stages": (*plan.stages, plan.stages[0])})
+    with pytest.raises(CheckpointError, match="damaged: lacks 'frozen'"):
+        grow(longer, tmp_path / "run", resume=True)
+
+
+def test_a_large_seed(plan: plans.Plan, tmp_path: Path) -> None:
+    data = plan.model_dump(mode="json", by_alias=True) | {"seed": 5_000_000_000}
+    data["stages"] = [{"add_blocks": 1, "tokens": 256}]
+    grow(plans.parse(data), tmp_path / "run")
+
+
+def test_several_processes_are_refused(
+    plan: plans.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="a growth runs in one"):
+        grow(plan, tmp_path / "run")
+
+
+def test_a_tracker_that_is_not_installed(plan: plans.Plan, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="aim is not installed"):
+        grow(plan, tmp_path / "run", trackers=["aim"])
+
+
+def test_training_that_diverges_says_so(plan: plans.Plan, tmp_path: Path) -> None:
+    data = plan.model_dump(mode="json", by_alias=True)
+    data["training"] |= {"lr": 1e30, "clip": 1e30, "warmup": 0.0}
+    with pytest.raises(DivergedError, match=r"diverged; lower training\.lr"):
+        grow(plans.parse(data), tmp_path / "run")
+
+
+def test_a_stages_tokenizer_is_its_own(run: Path, tmp_path: Path) -> None:
+    one, two, _ = checkpoint.stages(run)
+    assert not (one / "tokenizer.json").samefile(two / "tokenizer.json"), "users rewrite these"
