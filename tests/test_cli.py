@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -44,6 +45,17 @@ def test_help_names_every_command(nacre: Run) -> None:
 def test_importing_the_command_line_is_quick() -> None:
     check = "import sys, nacre, nacre.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check]).returncode == 0
+
+
+def test_threads_wait_without_spinning_unless_told_otherwise(
+    nacre: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    nacre("doctor")
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    nacre("doctor")
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
 
 
 def test_public_names_exist() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -52,7 +53,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; what a user can mend becomes one message and exit code 2."""
+    """Run the command line; what a user can mend becomes one message and exit code 2.
+
+    Idle OpenMP threads wait instead of spinning, unless OMP_WAIT_POLICY says otherwise: a spinning
+    thread that shares its core with another program holds up every product of two threads.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(args=arguments, prog_name="nacre")
     except NacreError as error:
