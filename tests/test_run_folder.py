@@ -96,6 +96,17 @@ def test_missing_data_leaves_no_folder(plan: plans.Plan, tmp_path: Path) -> None
     assert not (tmp_path / "run").exists()
 
 
+def test_text_that_is_not_utf8_names_the_place_and_leaves_no_run(
+    plan: plans.Plan, tmp_path: Path
+) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 5000)
+    data = plan.model_dump(mode="json", by_alias=True)
+    data["data"]["sources"] = [str(tmp_path / "latin.txt")]
+    with pytest.raises(DataError, match=r"latin\.txt.* 3\b"):
+        grow(plans.parse(data), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_context_longer_than_the_corpus(plan: plans.Plan, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("A short text. " * 4)
     data = plan.model_dump(mode="json", by_alias=True)

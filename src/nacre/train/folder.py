@@ -120,10 +120,10 @@ def check_parts(out: Path, fingerprints: Mapping[str, Any]) -> None:
             raise FingerprintError(f"the text of {sources}", old[:12], new[:12], fix)
 
 
-def check_disk(out: Path, plan: Plan, vocabulary: int | None = None, extra: int = 0) -> None:
+def check_disk(out: Path, plan: Plan, extra: int) -> None:
     """Raise `ConfigError` if the run's stages, states and `extra` bytes would not fit the disk."""
     base = checkpoint.load_config(checkpoint.newest(plan.start_from)) if plan.start_from else None
-    needed = budget.disk_needed(budget.estimate(plan, vocabulary, base)) + extra
+    needed = budget.disk_needed(budget.estimate(plan, base=base)) + extra
     parent = next(path for path in [out, *out.absolute().parents] if path.exists())
     free = shutil.disk_usage(parent).free
     if needed > free:

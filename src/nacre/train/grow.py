@@ -26,7 +26,7 @@ from nacre import tokenizer as tokenizers
 from nacre.data import corpus
 from nacre.data.loader import LoaderState, validation_batches
 from nacre.data.shards import TokenStore
-from nacre.errors import CheckpointError, ConfigError, DivergedError, Problem, nearest
+from nacre.errors import CheckpointError, ConfigError, DivergedError, NacreError, Problem, nearest
 from nacre.growth import budget, ledger, stage
 from nacre.growth.plan import Plan, Stage
 from nacre.models import stock
@@ -68,6 +68,10 @@ def grow(
         for index in range(len(checkpoint.stages(out)), len(plan.stages)):
             run_stage(plan, index, out, parts, accelerator, observer)
         accelerator.end_training()
+    except NacreError:
+        if not (out / folder.RUN).exists():
+            shutil.rmtree(out)  # nothing was trained: the mended plan finds an empty place
+        raise
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
     return [checkpoint.read_json(path / checkpoint.RECORD) for path in checkpoint.stages(out)]
@@ -88,8 +92,7 @@ def check(plan: Plan, out: Path, trackers: Sequence[str] = ()) -> None:
             raise ConfigError(Problem("--track", message, f"pip install {tracker}"))
     if plan.tokenizer.path is not None:
         tokenizers.load(plan.tokenizer.path)
-    for sources in source_sets(plan):
-        corpus.check(sources)
+    text_bytes = sum(corpus.check(sources).total_bytes or 0 for sources in source_sets(plan))
     if plan.start_from is not None:
         base = checkpoint.load_config(checkpoint.newest(plan.start_from))
         with growable(plan):
@@ -98,7 +101,8 @@ def check(plan: Plan, out: Path, trackers: Sequence[str] = ()) -> None:
         if positions is not None and plan.model.context > positions:
             message = f"{plan.model.context}, but {plan.start_from} has {positions} positions"
             raise ConfigError(Problem("model.context", message, f"use at most {positions}"))
-    folder.check_disk(out, plan)
+    # A token takes 2 or 4 bytes and stands for about as many; its store is written twice.
+    folder.check_disk(out, plan, extra=2 * text_bytes)
 
 
 @contextmanager
