@@ -347,7 +347,12 @@ def trained() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     return model, optimizer
 
 
-PROGRESS = {"stage": 2, "step": 7, "best": 1.25, "cursor": {"epoch": 0}}
+PROGRESS = dict.fromkeys(checkpoint.PROGRESS, 0) | {
+    "stage": 2,
+    "step": 7,
+    "best": 1.25,
+    "cursor": {"epoch": 0},
+}
 
 
 @pytest.fixture
