@@ -20,7 +20,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 
 setup: $(VENV)/installed-dev  ## everything a contributor needs
 
-demo: $(VENV)/installed  ## grow a small model on the embedded text, about four minutes
+demo: $(VENV)/installed  ## grow a small model on the embedded text, about five minutes
 	$(BIN)/nacre grow --out runs/demo --overwrite
 	$(BIN)/nacre generate runs/demo "The function returns" --depths
 
