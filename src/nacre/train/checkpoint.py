@@ -158,7 +158,7 @@ def load_model(folder: str | Path) -> PreTrainedModel:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, SafetensorError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, SafetensorError, KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{folder}: cannot be loaded: {_one_line(error)}") from None
     wrong = sorted(map(str, [*loaded["missing_keys"], *loaded["mismatched_keys"]]))
     if wrong:
@@ -171,7 +171,7 @@ def load_config(folder: str | Path) -> PreTrainedConfig:
     _check_folder(folder)
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder}: cannot be loaded: {_one_line(error)}") from None
 
 
