@@ -107,3 +107,15 @@ def tiny_run(tiny_plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "tiny"
     grow(tiny_plan, out)
     return out
+
+
+@pytest.fixture
+def plan(tiny_plan: Plan) -> Plan:
+    """The short name of `tiny_plan`."""
+    return tiny_plan
+
+
+@pytest.fixture
+def run(tiny_run: Path) -> Path:
+    """The short name of `tiny_run`."""
+    return tiny_run

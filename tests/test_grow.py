@@ -38,16 +38,6 @@ print(repr(model(**ids).logits.double().sum().item()))
 """
 
 
-@pytest.fixture
-def plan(tiny_plan: plans.Plan) -> plans.Plan:
-    return tiny_plan
-
-
-@pytest.fixture
-def run(tiny_run: Path) -> Path:
-    return tiny_run
-
-
 def records(run: Path) -> list[dict]:
     return [checkpoint.read_json(path / checkpoint.RECORD) for path in checkpoint.stages(run)]
 

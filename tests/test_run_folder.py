@@ -21,16 +21,6 @@ from nacre.train import checkpoint, folder
 from nacre.train.grow import grow
 
 
-@pytest.fixture
-def plan(tiny_plan: plans.Plan) -> plans.Plan:
-    return tiny_plan
-
-
-@pytest.fixture
-def run(tiny_run: Path) -> Path:
-    return tiny_run
-
-
 def records(run: Path) -> list[dict]:
     return [checkpoint.read_json(path / checkpoint.RECORD) for path in checkpoint.stages(run)]
 
@@ -215,6 +205,15 @@ def test_resuming_on_other_text_is_refused(plan: plans.Plan, tmp_path: Path) -> 
     data["stages"] *= 2
     with pytest.raises(FingerprintError, match=r"the text of .*text\.txt does not match"):
         grow(plans.parse(data), tmp_path / "run", resume=True)
+
+
+def test_a_failed_resume_deletes_nothing(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / folder.RUN).unlink()
+    (tmp_path / "run" / "tokenizer" / "tokenizer.json").write_text("damaged")
+    with pytest.raises(ConfigError):
+        grow(None, tmp_path / "run", resume=True)
+    assert len(checkpoint.stages(tmp_path / "run")) == 3
 
 
 def test_a_missing_stage_is_noticed(run: Path, tmp_path: Path) -> None:

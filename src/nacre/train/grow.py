@@ -33,7 +33,7 @@ from nacre.models import stock
 from nacre.train import checkpoint, folder
 from nacre.train.card import model_card
 from nacre.train.device import bf16_is_fast
-from nacre.train.loop import Hook, StageRun, evaluate, setup, train
+from nacre.train.loop import Hook, StageRun, evaluate, micro_batches, setup, train
 from nacre.train.observer import Observer
 from nacre.train.parts import Parts, make_parts, source_sets
 
@@ -69,7 +69,7 @@ def grow(
             run_stage(plan, index, out, parts, accelerator, observer)
         accelerator.end_training()
     except NacreError:
-        if not (out / folder.RUN).exists():
+        if not resume and not (out / folder.RUN).exists():
             shutil.rmtree(out)  # nothing was trained: the mended plan finds an empty place
         raise
     finally:
@@ -119,14 +119,12 @@ def growable(plan: Plan) -> Iterator[None]:
 
 def make_accelerator(plan: Plan, out: Path, trackers: Sequence[str]) -> Accelerator:
     """Return the Accelerator of a run, in bf16 where the plan asks for it or the device is fast."""
-    training = plan.training
-    micro = training.micro_batch_tokens or training.batch_tokens
     options: dict[str, Any] = {
-        "gradient_accumulation_steps": training.batch_tokens // micro,
+        "gradient_accumulation_steps": micro_batches(plan.training, plan.model.context),
         "log_with": list(trackers) or None,
         "project_dir": str(out),
     }
-    precision = training.precision
+    precision = plan.training.precision
     if precision == "auto":
         probe = Accelerator(**options)
         precision = "bf16" if bf16_is_fast(probe.device) else "fp32"
