@@ -208,6 +208,38 @@ def test_memory_of_a_stage_grows_with_its_crown_not_its_trunk() -> None:
     assert third.memory_bytes < 0.7 * whole.memory_bytes
 
 
+def test_a_cached_stage_holds_its_crown_and_a_chain_of_caches_runs_new_blocks_only() -> None:
+    stages = [{"add_blocks": 2, "tokens": "1M"}] * 4
+
+    def costs_of(mode: str, order: str) -> list[budget.StageCost]:
+        data = {"stages": stages, "trunk": {"mode": mode}, "data": {"order": order}}
+        return budget.estimate(plans.parse(data))
+
+    run = costs_of("recompute", "restart")
+    apart = costs_of("cache", "continue")
+    chain = costs_of("cache", "restart")
+    assert len({cost.memory_bytes for cost in chain[1:]}) == 1, "whatever the depth"
+    assert chain[3].memory_bytes < run[3].memory_bytes
+    assert [cost.flops for cost in apart] == [cost.flops for cost in run]
+    assert len({cost.flops_per_token for cost in chain[1:]}) == 1
+    assert chain[1].flops == run[1].flops < chain[3].flops + 1 < run[3].flops
+    assert [cost.cache_bytes for cost in run] == [0] * 4
+    held = (1_000_000 + 32_768) * 256 * 4
+    assert [cost.cache_bytes for cost in chain] == [0, held, held, held]
+    assert budget.disk_needed(chain) == budget.disk_needed(run) + 2 * held
+
+
+def test_a_trunk_takes_half_the_memory_in_bf16() -> None:
+    stages = [{"add_blocks": 2, "tokens": "1M"}] * 2
+    full, half = (
+        budget.estimate(plans.parse({"stages": stages, "training": {"precision": precision}}))
+        for precision in ("fp32", "bf16")
+    )
+    assert full[0].memory_bytes == half[0].memory_bytes
+    trunk = 2 * full[1].block_parameters + 4096 * 256
+    assert full[1].memory_bytes - half[1].memory_bytes == 2 * trunk
+
+
 def test_gradient_checkpointing_and_micro_batches_save_memory() -> None:
     def memory(**training: Any) -> int:
         whole = plans.load("paper-mono-glyph").model_dump(by_alias=True)

@@ -42,6 +42,8 @@ def shrunk(command: list[str]) -> list[str]:
         return [*command, "--track", "none", *(w for s in SMALL for w in ("--set", s))]
     if command[1] == "generate":
         return [*command, "--max-new-tokens", "4"]
+    if command[1] == "bench":
+        return [*command, "--quick"]
     return command
 
 
@@ -93,7 +95,7 @@ def test_the_plan_of_the_documents_is_a_plan() -> None:
     (text,) = blocks(ROOT / "docs" / "plans.md", "yaml")
     plan = plans.parse(yaml.safe_load(text))
     shown = yaml.safe_load(text)
-    for section in ("substrate", "tokenizer", "data", "model", "training"):
+    for section in ("substrate", "tokenizer", "data", "model", "training", "trunk"):
         fields = type(getattr(plan, section)).model_fields
         assert shown[section].keys() == fields.keys(), section
         for name, value in shown[section].items():

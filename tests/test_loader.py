@@ -213,3 +213,13 @@ def test_the_order_looks_random():
     assert abs((order[: size // 2] < size // 2).mean() - 0.5) < 0.02
     firsts = [permute(np.zeros(1, np.uint64), 10, seed, 0)[0] for seed in range(1000)]
     assert np.bincount(firsts, minlength=10).min() > 60
+
+
+@pytest.mark.parametrize("count", [1, 7, 40, 500])
+@pytest.mark.parametrize("position", [0, 5, 130])
+def test_distinct_windows_stand_in_the_order_of_their_first_use(store, position, count):
+    loader = make(store)
+    distinct = loader.distinct(position, count).tolist()
+    assert distinct == list(dict.fromkeys(loader.window_ids(position, count).tolist()))
+    if count > 2 * loader.windows:
+        assert sorted(distinct) == list(range(loader.windows))

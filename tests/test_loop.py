@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,13 @@ from nacre.data.loader import validation_batches
 from nacre.data.shards import TokenStore
 from nacre.growth.plan import Stage, Training
 from nacre.growth.stage import freeze_below
+from nacre.models import stock
 from nacre.train import checkpoint
 from nacre.train.device import PeakMemory, bf16_is_fast, cpu_features
 from nacre.train.loop import (
     Progress,
     StageRun,
+    compiles,
     evaluate,
     learning_rate,
     micro_batches,
@@ -95,7 +98,9 @@ def test_norms_and_biases_do_not_decay(pico) -> None:
 def test_objective_is_the_stock_loss(pico, ids: torch.Tensor, family: str) -> None:
     model = pico(family, depth=3)
     freeze_below(model, 2)
-    objective = Objective(model, 2, trunk_trains=False)
+    exact = stock.splits_exactly(model, 2)
+    assert exact == (family in ("llama", "gpt_neox"))
+    objective = Objective(model, 2, mode="recompute" if exact else "whole", exact=exact)
     expected = model(input_ids=ids, labels=ids, use_cache=False).loss
     expected.backward()
     reference = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
@@ -107,7 +112,45 @@ def test_objective_is_the_stock_loss(pico, ids: torch.Tensor, family: str) -> No
     assert gradients.keys() == reference.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, reference[name], msg=name)
-    assert objective.trunk_mode == ("recompute" if family in ("llama", "gpt_neox") else "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch warns of what its compiler itself does
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
+def test_compiled_blocks_give_the_same_step_and_share_their_code(pico, ids: torch.Tensor) -> None:
+    from torch._dynamo.utils import counters
+
+    model = pico("llama", depth=6)
+    freeze_below(model, 4)
+    objective = Objective(model, 4, mode="recompute", exact=True)
+    losses, gradients = [], []
+    counters.clear()
+    for compiled in (False, True):
+        if compiled:
+            for block in stock.find_parts(model).blocks:
+                block.compile()
+        loss = objective(ids[:, :-1], ids[:, 1:])
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+        model.zero_grad()
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+    assert 0 < counters["stats"]["unique_graphs"] < 6, "not one for every block"
+
+
+def test_blocks_are_compiled_on_cuda_unless_the_plan_says_otherwise() -> None:
+    found = {
+        (choice, kind): compiles(Training(compile=choice), torch.device(kind))
+        for choice in ("auto", "on", "off")
+        for kind in ("cpu", "cuda")
+    }
+    assert [key for key, value in found.items() if value] == [
+        ("auto", "cuda"),
+        ("on", "cpu"),
+        ("on", "cuda"),
+    ]
 
 
 def open_run(tiny_run: Path, training: Training, stage: Stage) -> StageRun:
@@ -119,8 +162,7 @@ def open_run(tiny_run: Path, training: Training, stage: Stage) -> StageRun:
         training,
         TokenStore.open(tiny_run / "data" / "01"),
         Accelerator(gradient_accumulation_steps=micro_batches(training, 32)),
-        trunk_depth=1,
-        trunk_trains=False,
+        objective=Objective(model, 1, mode="recompute", exact=True),
         context=32,
         seed=0,
         byte_lengths=tokenizers.byte_lengths(tokenizers.load(tiny_run / "tokenizer")),

@@ -8,7 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from nacre.train.loss import CHUNK, head_loss
+from nacre.train import loss as losses
+from nacre.train.loss import IGNORED, LOGIT_BYTES, chunk_rows, head_loss
+
+CHUNK = losses.CHUNK["cpu"]
 
 
 def example(rows: int, width: int, vocabulary: int, bias: bool) -> list[torch.Tensor | None]:
@@ -38,6 +41,64 @@ def test_equals_the_plain_loss_and_its_gradients(rows: int, vocabulary: int, bia
     torch.testing.assert_close(loss, plain)
     for gradient, reference in zip(found, expected, strict=True):
         torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.skipif(
+    not hasattr(functional, "linear_cross_entropy"), reason="torch has it from 2.13 on"
+)
+@pytest.mark.parametrize("chunked", [False, True])
+def test_equals_the_fused_loss_of_torch(chunked: bool) -> None:
+    h, weight, shift, targets = example(3 * CHUNK // 2, 16, 300, bias=True)
+    inputs = [tensor for tensor in (h, weight, shift) if tensor is not None]
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=256) if chunked else None
+    plain = functional.linear_cross_entropy(h, weight, targets, linear_bias=shift, options=options)
+    expected = torch.autograd.grad(plain, inputs)
+    loss = head_loss(h, weight, shift, targets)
+    torch.testing.assert_close(loss, plain)
+    for gradient, reference in zip(torch.autograd.grad(loss, inputs), expected, strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("ignored", [1, CHUNK, CHUNK + 3, 2 * CHUNK])
+def test_ignored_targets_do_not_count(ignored: int) -> None:
+    h, weight, shift, targets = example(2 * CHUNK, 8, 30, bias=True)
+    targets[torch.randperm(2 * CHUNK)[:ignored]] = IGNORED
+    inputs = [h, weight, shift]
+    loss = head_loss(h, weight, shift, targets)
+    found = torch.autograd.grad(loss, inputs)
+    if ignored == 2 * CHUNK:
+        assert loss.item() == 0
+        assert not any(gradient.any() for gradient in found)
+        return
+    plain = functional.cross_entropy(functional.linear(h, weight, shift), targets)
+    expected = torch.autograd.grad(plain, inputs)
+    torch.testing.assert_close(loss, plain)
+    for gradient, reference in zip(found, expected, strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-6)
+
+
+def test_an_empty_batch_has_no_loss_and_no_gradients() -> None:
+    h, weight, _, targets = example(4, 8, 30, bias=False)
+    loss = head_loss(h[:0], weight, None, targets[:0])
+    loss.backward()
+    assert loss.item() == 0
+    assert not weight.grad.any()
+
+
+def test_a_second_backward_pass_is_refused_not_wrong() -> None:
+    h, weight, _, targets = example(4, 8, 30, bias=False)
+    loss = head_loss(h, weight, None, targets)
+    (2 * loss).backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="handed out once"):
+        loss.backward()
+
+
+def test_logits_in_memory_are_bounded() -> None:
+    for device in ("cpu", "cuda"):
+        for vocabulary in (2, 4096, 65_536, 131_072):
+            rows = chunk_rows(vocabulary, device)
+            assert 1 <= rows <= losses.CHUNK[device]
+            assert 4 * rows * vocabulary <= LOGIT_BYTES[device]
 
 
 def test_bf16_products_stay_near_fp32() -> None:

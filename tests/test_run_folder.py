@@ -170,7 +170,11 @@ def grow_from(base: Path, plan: plans.Plan, context: int = 32, init: str = "zero
 def test_growing_a_foreign_checkpoint(plan: plans.Plan, run: Path, tmp_path: Path) -> None:
     base = hf_folder(tmp_path, run, GPT2)
     (record,) = grow(grow_from(base, plan), tmp_path / "run")
-    assert (record["depth"], record["trunk_mode"], record["parent"]) == (3, "whole", None)
+    assert (record["depth"], record["trunk_mode"], record["parent"]) == (
+        3,
+        "whole",
+        checkpoint.read_json(tmp_path / "run" / "base" / "stage.json")["fingerprint"],
+    )
     before = checkpoint.load_model(base).state_dict()
     after = weights(tmp_path / "run" / "stages" / "01")
     assert torch.equal(

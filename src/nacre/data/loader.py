@@ -98,6 +98,12 @@ class Loader:
             done += len(part)
         return ids
 
+    def distinct(self, position: int, count: int) -> npt.NDArray[np.int64]:
+        """Return the windows among the `count` from `position` on, once each, by first use."""
+        ids = self.window_ids(position, min(count, 2 * self.windows))  # two epochs hold a whole one
+        _, first_use = np.unique(ids, return_index=True)
+        return ids[np.sort(first_use)]
+
     def gather(self, ids: npt.NDArray[np.int64]) -> Batch:
         """Return the windows with these ids, int64 [len(ids), T + 1]."""
         places = ids[:, None] * self.context + np.arange(self.context + 1)

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedConfig
 
+from nacre.growth.cache import record_bytes
 from nacre.growth.plan import Plan
 from nacre.models import stock
 from nacre.substrate import code_bits
 
-FP32 = 4
+FP32, BF16 = 4, 2
 ADAM_STATES = 2
 # Kept per token and block for the backward pass, in units of the width (block input, norms, q, k,
 # v, attention output) and of the MLP's width; fp32 copies of the logits alive at once, and of how
@@ -41,6 +42,7 @@ class StageCost:
     flops_per_token: float
     memory_bytes: int
     disk_bytes: int
+    cache_bytes: int
 
     @property
     def flops(self) -> float:
@@ -102,6 +104,7 @@ def _stage_cost(
     stored = counts.embedding
     substrate = substrate_parameters(plan, vocabulary, width) if not start else stored
 
+    cached = uses_cache(plan, index) and trunk > 0
     lora = 0
     if stage.lora is not None:
         adapters = (counts.adapters if start else 0) + added * counts.adapter
@@ -117,12 +120,14 @@ def _stage_cost(
     kept = kept_blocks * per_block
     if training.gradient_checkpointing:  # one input a block, and one block in full at a time
         kept = kept_blocks * width + min(kept_blocks, 1) * per_block
-    floats = total + stored + active * (1 + ADAM_STATES)
+    still = trunk_weights + stored  # a trunk that is run; whole stages keep it in fp32
+    still_size = BF16 if training.precision == "bf16" and trunk and not lora else FP32
+    floats = total - trunk_weights + active * (1 + ADAM_STATES)
     floats += micro * kept + min(micro, LOGIT_TOKENS) * LOGIT_COPIES * vocabulary
 
     attention = 4 * plan.model.context * width
     flops = 3 * (2 * new_weights + stage.add_blocks * attention + 2 * counts.head)
-    flops += 2 * trunk_weights + trunk * attention
+    flops += (2 * trunk_weights / max(trunk, 1) + attention) * _trunk_blocks_run(plan, index, trunk)
     if lora:
         # Backward: the trunk's activations (in attention twice the forward), and adapters, but not
         # the trunk's weights.
@@ -140,9 +145,35 @@ def _stage_cost(
         total_parameters=total + substrate,
         tokens=stage.tokens,
         flops_per_token=float(flops),
-        memory_bytes=floats * FP32 + PROCESS_BYTES,
+        memory_bytes=floats * FP32 + (0 if cached else still * still_size) + PROCESS_BYTES,
         disk_bytes=written * FP32,
+        cache_bytes=_cache_bytes(plan, index, width) if cached else 0,
     )
+
+
+def uses_cache(plan: Plan, index: int) -> bool:
+    """Tell whether the plan demands a cache for stage `index` (auto may still choose one)."""
+    stage = plan.stages[index]
+    return stage.lora is None and (stage.trunk or plan.trunk.mode) == "cache"
+
+
+def _trunk_blocks_run(plan: Plan, index: int, trunk: int) -> int:
+    """Return the trunk blocks that run once a token; a cache below spares all but the newest."""
+    before = plan.stages[index - 1] if index else None
+    if before is None or plan.data.order == "continue" or before.add_blocks == trunk:
+        return trunk
+    same_text = before.sources == plan.stages[index].sources
+    chained = uses_cache(plan, index) and uses_cache(plan, index - 1) and same_text
+    return before.add_blocks if chained else trunk
+
+
+def _cache_bytes(plan: Plan, index: int, width: int) -> int:
+    """Return the most that a stage's cache takes: its tokens are all different."""
+    asked = plan.trunk.cache_dtype
+    if asked == "auto":
+        asked = "bf16" if plan.training.precision == "bf16" else "fp32"
+    token = record_bytes(1, width, asked)
+    return (plan.stages[index].tokens + plan.training.validation_tokens) * token
 
 
 def state_bytes(cost: StageCost) -> int:
@@ -151,5 +182,8 @@ def state_bytes(cost: StageCost) -> int:
 
 
 def disk_needed(costs: list[StageCost]) -> int:
-    """Return the bytes that a run leaves on disk at its widest moment: stages and two states."""
-    return sum(cost.disk_bytes for cost in costs) + 2 * max(state_bytes(cost) for cost in costs)
+    """Return the bytes of a run at its widest moment: stages, two states, two caches."""
+    caches = [cost.cache_bytes for cost in costs]
+    widest = max(map(sum, zip(caches, [0, *caches], strict=False)))
+    stages = sum(cost.disk_bytes for cost in costs)
+    return stages + 2 * max(state_bytes(cost) for cost in costs) + widest

@@ -22,12 +22,15 @@ def tensor_hash(tensor: torch.Tensor) -> str:
 
 
 def frozen_hashes(model: nn.Module) -> dict[str, str]:
-    """Return the hash of every parameter and saved buffer that does not train, by name."""
+    """Return the hash of every parameter and saved buffer that does not train, by name.
+
+    What is not in memory as plain numbers (a trunk on the meta device or in 8 bits) is left out.
+    """
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     return {
         name: tensor_hash(tensor)
         for name, tensor in model.state_dict().items()
-        if name not in trainable
+        if name not in trainable and not tensor.is_meta and type(tensor) is torch.Tensor
     }
 
 

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     BaseModel,
     BeforeValidator,
+    ByteSize,
     Field,
     NonNegativeInt,
     PositiveFloat,
@@ -81,6 +82,10 @@ class Data(Section):
     sources: tuple[str, ...] = Field(default=("default",), min_length=1)
     holdout: Annotated[float, Field(gt=0, le=0.5)] = 0.02
     errors: Literal["strict", "replace"] = "strict"
+    order: Literal["continue", "restart"] = Field(
+        default="continue",
+        description="where a stage starts to read: where the one below stopped, or from the start",
+    )
 
 
 class Model(Section):
@@ -125,9 +130,32 @@ class Training(Section):
     clip: PositiveFloat = 1.0
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     gradient_checkpointing: bool = False
+    compile: Literal["auto", "on", "off"] = Field(
+        default="auto", description="compile the blocks; auto: on CUDA"
+    )
     evaluate_every: PositiveInt = Field(default=50, description="steps between evaluations")
     validation_tokens: Count = 32_768
     save_every: PositiveInt = Field(default=200, description="steps between saved states")
+
+
+TrunkMode = Literal["auto", "recompute", "cache"]
+
+
+class Trunk(Section):
+    """How the frozen blocks under a stage run, see `nacre.growth.trunk`."""
+
+    mode: TrunkMode = Field(
+        default="auto", description="run it for every batch, read its outputs, or what is cheaper"
+    )
+    weights: Literal["auto", "int8", "fp8"] = Field(
+        default="auto", description="their precision; auto: that of training"
+    )
+    cache_dtype: Literal["auto", "fp32", "bf16", "fp8"] = Field(
+        default="auto", description="of cached outputs; auto: as they come, nothing is lost"
+    )
+    cache_disk: ByteSize | None = Field(
+        default=None, description="the most a cache may take; default: half of what is free"
+    )
 
 
 class Lora(Section):
@@ -147,6 +175,7 @@ class Stage(Section):
     lora: Lora | None = None
     lr: PositiveFloat | None = None
     sources: tuple[str, ...] | None = Field(default=None, min_length=1)
+    trunk: TrunkMode | None = Field(default=None, description="default: the plan's trunk.mode")
     patience: PositiveInt | None = Field(
         default=None, description="end the stage after this many evaluations without improvement"
     )
@@ -163,6 +192,7 @@ class Plan(Section):
     data: Data = Data()
     model: Model = Model()
     training: Training = Training()
+    trunk: Trunk = Trunk()
     stages: tuple[Stage, ...]
 
     @property
@@ -170,14 +200,25 @@ class Plan(Section):
         """Blocks that this plan adds over all stages."""
         return sum(stage.add_blocks for stage in self.stages)
 
-    def fingerprint(self, stages: int | None = None) -> str:
-        """Return the SHA-256 (hex) of the plan, counting its first `stages` stages only if given.
+    def identity(self, stages: int | None = None) -> dict[str, Any]:
+        """Return what decides the run's weights, as plain JSON; of its first `stages` if given.
 
-        The name does not count: it changes nothing in the run.
+        The name does not count, nor how a trunk runs where it gives the same outputs either way:
+        unless a cache is to keep fewer bits than the trunk computes.
         """
         data = self.model_dump(mode="json", by_alias=True, exclude={"name"})
         data["stages"] = data["stages"][:stages]
-        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+        del data["trunk"]["cache_disk"]
+        if self.trunk.cache_dtype in ("auto", "fp32"):
+            del data["trunk"]["mode"]
+            for stage in data["stages"]:
+                del stage["trunk"]
+        return data
+
+    def fingerprint(self, stages: int | None = None) -> str:
+        """Return the SHA-256 (hex) of `identity`."""
+        data = json.dumps(self.identity(stages), sort_keys=True)
+        return hashlib.sha256(data.encode()).hexdigest()
 
 
 def recipes() -> dict[str, Path]:
@@ -238,6 +279,9 @@ def problems(plan: Plan) -> list[Problem]:
         elif stage.add_blocks == 0 and stage.lora is None:
             fix = "set add_blocks, or lora: {rank: 16} to readjust the trunk"
             found.append(Problem(field, "adds no blocks and has no lora", fix))
+        if stage.trunk == "cache" and stage.lora is not None:
+            message = "cache, but the adapters of lora change the trunk, so it has to run"
+            found.append(Problem(f"{field}.trunk", message, "leave trunk or lora out"))
         batch = plan.training.batch_tokens
         if stage.tokens < batch:
             message = f"{stage.tokens} is less than one batch of {batch}"
@@ -320,6 +364,8 @@ def warnings(plan: Plan) -> list[str]:
             found.append(f"{field}.lora has no effect: there is no trunk to adapt yet")
         if stage.init == "copy" and not trunk:
             found.append(f"{field}.init: copy has no effect: there is no block to copy yet")
+        if stage.trunk is not None and not trunk:
+            found.append(f"{field}.trunk has no effect: there is no trunk yet")
         if stage.init != "random" and stage.add_blocks == 0:
             found.append(f"{field}.init has no effect without add_blocks")
         if stage.patience is not None and stage.patience >= evaluations:

@@ -207,6 +207,12 @@ def _last_norm(decoder: nn.Module, blocks: nn.ModuleList) -> nn.Module | None:
     return found[-1] if found else None
 
 
+def block_index(parts: Parts, name: str) -> int | None:
+    """Return which block a tensor of the state dict belongs to, None if to no block."""
+    inside = name.startswith(parts.blocks_name + ".")
+    return int(name.removeprefix(parts.blocks_name + ".").split(".")[0]) if inside else None
+
+
 def untie(model: PreTrainedModel) -> None:
     """Give the head a weight of its own where it shares the input embedding's."""
     parts = find_parts(model)
@@ -275,27 +281,38 @@ def lower(model: PreTrainedModel, depth: int) -> nn.Module:
     output whose `last_hidden_state` is `h_BTD`.
     """
     parts = find_parts(model)
-    view = _view(parts, slice(0, depth))
-    if parts.norm is not None:
-        _replace(view, parts.norm, nn.Identity())
-    return view
+    return _view(parts, slice(0, depth), without=(parts.norm,))
 
 
-def upper(model: PreTrainedModel, depth: int) -> nn.Module:
-    """Return the crown's body: a view of the decoder without its first `depth` blocks.
+def middle(model: PreTrainedModel, start: int, stop: int) -> nn.Module:
+    """Return blocks `start` to `stop` alone: a view that turns `(inputs_embeds=h_BTD)` to `h_BTD`.
+
+    `middle` on `lower(model, start)` is `lower(model, stop)`.
+    """
+    parts = find_parts(model)
+    return _view(parts, slice(start, stop), without=(parts.embedding, parts.norm))
+
+
+def upper(model: PreTrainedModel, depth: int, stop: int | None = None) -> nn.Module:
+    """Return the crown's body: a view of the decoder without its embedding and first blocks.
 
     It shares every weight with the model and is fed the trunk's output: `(inputs_embeds=h_BTD)`.
+    `stop` leaves out the blocks from there on too.
     """
-    return _view(find_parts(model), slice(depth, None))
+    parts = find_parts(model)
+    return _view(parts, slice(depth, stop), without=(parts.embedding,))
 
 
 def splits_exactly(model: PreTrainedModel, depth: int) -> bool:
     """Tell whether the head on the crown on the trunk equals the whole model, bit for bit.
 
     False for decoders that do something to their input beyond the blocks (learned positions,
-    scaled embeddings) or to their logits (soft caps): these must run whole.
+    scaled embeddings) or to their logits (soft caps), or whose head is no plain linear layer: these
+    must run whole.
     """
     parts = find_parts(model)
+    if not isinstance(parts.head, nn.Linear):
+        return False
     if any(isinstance(child, nn.Dropout) and child.p > 0 for child in parts.decoder.children()):
         return False  # the crown's view would drop its input a second time
     device = next(model.parameters()).device
@@ -313,14 +330,17 @@ def splits_exactly(model: PreTrainedModel, depth: int) -> bool:
         model.train(mode)
 
 
-def _view(parts: Parts, which: slice) -> nn.Module:
-    """Return a shallow copy of the decoder that holds only some of its blocks."""
+def _view(parts: Parts, which: slice, without: tuple[nn.Module | None, ...]) -> nn.Module:
+    """Return a shallow copy of the decoder that holds only some of its blocks and parts."""
     decoder = parts.decoder
     view: Any = copy.copy(decoder)
     view.__dict__ = dict(decoder.__dict__)
     view._modules = dict(decoder._modules)
     blocks = nn.ModuleList(list(parts.blocks)[which])
     _replace(view, parts.blocks, blocks)
+    for part in decoder.children():
+        if any(part is left_out for left_out in without):
+            _replace(view, part, nn.Identity())
     config: Any = copy.deepcopy(decoder.config)
     config.num_hidden_layers = len(blocks)
     if getattr(config, "layer_types", None):

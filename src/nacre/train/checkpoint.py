@@ -97,8 +97,8 @@ def shard_of(model: PreTrainedModel, growth: Sequence[tuple[int, int]]) -> dict[
     assert len(owners) == len(parts.blocks), "every block belongs to one growth step"
     shards: dict[str, str] = {}
     for name in model.state_dict():
-        if name.startswith(parts.blocks_name + "."):
-            index = int(name.removeprefix(parts.blocks_name + ".").split(".")[0])
+        index = stock.block_index(parts, name)
+        if index is not None:
             shards[name] = owners[index]
         elif name.startswith((f"{parts.head_name}.", f"{parts.norm_name}.")):
             shards[name] = HEAD_SHARD
@@ -137,11 +137,16 @@ def save_weights(
             tensors = {name: state[name].detach().cpu() for name in names}
             save_file(tensors, folder / shard, metadata={"format": "pt"})
             shutil.copymode(folder / "config.json", folder / shard)
-    total = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    total = sum(tensor.numel() * _stored_size(tensor) for tensor in state.values())
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": shards})
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
     return linked
+
+
+def _stored_size(tensor: torch.Tensor) -> int:
+    """Return the bytes of a number in a checkpoint: fp32, whatever a trunk computes in."""
+    return 4 if tensor.is_floating_point() else tensor.element_size()
 
 
 def load_model(folder: str | Path) -> PreTrainedModel:

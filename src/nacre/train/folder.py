@@ -73,19 +73,13 @@ def _continued(out: Path, plan: Plan | None) -> Plan:
     saved = checkpoint.load_state(out / "state")
     begun = max(len(checkpoint.stages(out)), saved.progress["stage"] if saved else 0)
     if plan.fingerprint(begun) != old.fingerprint(begun):
-        where = _first_difference(_begun(old, begun), _begun(plan, begun))
+        where = _first_difference(old.identity(begun), plan.identity(begun))
         fix = "resume without a plan to use the run's own, or start a new run in another --out"
         raise FingerprintError(
             f"the plan of {out}", old.fingerprint(begun)[:12], plan.fingerprint(begun)[:12],
             f"first difference: {where}; {fix}",
         )  # fmt: skip
     return plan
-
-
-def _begun(plan: Plan, stages: int) -> dict[str, Any]:
-    """Return what of a plan must not change once `stages` of it have begun."""
-    data = plan.model_dump(mode="json", by_alias=True, exclude={"name"})
-    return data | {"stages": data["stages"][:stages]}
 
 
 def _first_difference(old: Any, new: Any, path: str = "") -> str:

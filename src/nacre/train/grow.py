@@ -33,6 +33,7 @@ from nacre.models import stock
 from nacre.train import checkpoint, folder
 from nacre.train.card import model_card
 from nacre.train.device import bf16_is_fast
+from nacre.train.engine import StageTrunk, drop_caches, reading
 from nacre.train.loop import Hook, StageRun, evaluate, micro_batches, setup, train
 from nacre.train.observer import Observer
 from nacre.train.parts import Parts, make_parts, source_sets
@@ -67,6 +68,7 @@ def grow(
         accelerator.init_trackers("trackers")
         for index in range(len(checkpoint.stages(out)), len(plan.stages)):
             run_stage(plan, index, out, parts, accelerator, observer)
+        drop_caches(out)
         accelerator.end_training()
     except NacreError:
         if not resume and not (out / folder.RUN).exists():
@@ -135,9 +137,9 @@ def make_accelerator(plan: Plan, out: Path, trackers: Sequence[str]) -> Accelera
 
 @dataclass(frozen=True)
 class Below:
-    """What a stage stands on: the checkpoint folder below it, and its record ({} if not ours)."""
+    """What a stage stands on: the checkpoint folder below it, and its record."""
 
-    path: str | Path
+    path: Path
     record: dict[str, Any]
 
 
@@ -151,7 +153,7 @@ def run_stage(
     set_seed(seed)
     with growable(plan):
         model, trunk_depth = start_model(plan, this, parts, below, seed)
-        stock.splits_exactly(model, trunk_depth)
+        exact = stock.splits_exactly(model, trunk_depth)
     substrate = parts.substrate
     embedding_trains = below is None and substrate is not None and substrate.trainable
     adapted = stage.choose_trainable(
@@ -161,20 +163,37 @@ def run_stage(
     check_inherited(frozen, below)
 
     store = parts.stores[this.sources or plan.data.sources]
+    start = next_cursor(plan, below, store)
+    saved = saved_state(out, number)
+    set_up = StageTrunk(
+        plan=plan,
+        index=index,
+        model=model,
+        depth=trunk_depth,
+        hashes=frozen,
+        read=reading(plan, index, store, start),
+        out=out,
+        accelerator=accelerator,
+        observer=observer,
+        trains=adapted is not None or embedding_trains,
+        exact=exact,
+        begun=saved is not None,
+    ).set_up()
+    resident = ledger.frozen_hashes(model)
     run = setup(
         model,
         this,
         plan.training,
         store,
         accelerator,
-        trunk_depth=trunk_depth,
-        trunk_trains=adapted is not None or embedding_trains,
+        objective=set_up.objective,
+        outputs=set_up.outputs,
         context=plan.model.context,
         seed=plan.seed,
         byte_lengths=tokenizers.byte_lengths(parts.tokenizer),
-        cursor=next_cursor(plan, below, store),
+        cursor=start,
     )
-    restore(run, out, number)
+    restore(run, out, number, saved)
     observer.stage_started(
         number, len(plan.stages), run.steps * run.batch_tokens, run.progress.tokens
     )
@@ -182,28 +201,47 @@ def run_stage(
         report_validation(run, out, number, observer)
     train(run, hooks(number, out, observer))
 
-    ledger.verify_frozen(model, frozen)
+    ledger.verify_frozen(model, resident)
     trained = {
         "active_parameters": sum(p.numel() for p in run.trained_weights().values()),
         "trainable": stage.trainable_names(model),
         "lora": certify_merge(adapted, this, run) if adapted is not None else None,
     }
-    record = stage_record(plan, number, run, parts, below) | trained
+    record = stage_record(plan, number, run, parts, below) | trained | {"trunk": set_up.record}
+    run.close()
     save_stage(out, record, model, below, stage.plain_names(frozen))
-    accelerator.free_memory()
     observer.stage_finished(checkpoint.read_json(checkpoint.stages(out)[-1] / checkpoint.RECORD))
 
 
 def find_below(plan: Plan, index: int, out: Path) -> Below | None:
-    """Return what stage `index` stands on: the stage before, the plan's `from`, or nothing."""
+    """Return what stage `index` stands on: the stage before, the plan's `from`, or nothing.
+
+    A checkpoint that nacre did not grow is first rewritten in nacre's form, into `base`.
+    """
     if index:
         path = checkpoint.stages(out)[index - 1]
     elif plan.start_from is not None:
         path = checkpoint.newest(plan.start_from)
+        if not (Path(path) / checkpoint.RECORD).exists():
+            path = import_base(path, out / "base")
     else:
         return None
-    ours = (Path(path) / checkpoint.RECORD).exists()
-    return Below(path, checkpoint.read_record(Path(path)) if ours else {})
+    return Below(Path(path), checkpoint.read_record(Path(path)))
+
+
+def import_base(source: str | Path, target: Path) -> Path:
+    """Write a foreign checkpoint as stage 0 of a run: sharded, with the hash of every tensor."""
+    if not (target / checkpoint.RECORD).exists():
+        model = checkpoint.load_model(source)
+        stock.untie(model)
+        hashes = {name: ledger.tensor_hash(tensor) for name, tensor in model.state_dict().items()}
+        growth = [(0, len(stock.find_parts(model).blocks))]
+        with checkpoint.new_folder(target) as partial:
+            checkpoint.save_weights(model, partial, growth)
+            record = {"stage": 0, "from": str(source), "growth": growth, "frozen": {},
+                      "weights": hashes, "fingerprint": ledger.fingerprint(hashes)}  # fmt: skip
+            checkpoint.write_json(partial / checkpoint.RECORD, record)
+    return target
 
 
 def start_model(
@@ -236,6 +274,8 @@ def start_model(
 
 def next_cursor(plan: Plan, below: Below | None, store: TokenStore) -> LoaderState | None:
     """Return where the stage below stopped reading, if this stage reads the same stream."""
+    if plan.data.order == "restart":
+        return None
     cursor = below.record.get("cursor") if below else None
     stream = {"store": store.fingerprint, "seed": plan.seed, "context": plan.model.context}
     return cursor if cursor and stream.items() <= cursor.items() else None
@@ -243,7 +283,7 @@ def next_cursor(plan: Plan, below: Below | None, store: TokenStore) -> LoaderSta
 
 def check_inherited(frozen: Mapping[str, str], below: Below | None) -> None:
     """Refuse a checkpoint whose frozen tensors are not the ones its ledger recorded."""
-    if below is None or not below.record:
+    if below is None:
         return
     recorded = below.record["frozen"] | below.record["weights"]
     damaged = [n for n, h in stage.plain_names(frozen).items() if recorded.get(n) != h]
@@ -254,10 +294,15 @@ def check_inherited(frozen: Mapping[str, str], below: Below | None) -> None:
         )
 
 
-def restore(run: StageRun, out: Path, number: int) -> None:
-    """Continue from the saved state of this stage, if there is one; drop later metrics."""
+def saved_state(out: Path, number: int) -> checkpoint.SavedState | None:
+    """Return the saved state of stage `number`, if that is what was running."""
     saved = checkpoint.load_state(out / "state")
-    if saved is not None and saved.progress["stage"] == number:
+    return saved if saved is not None and saved.progress["stage"] == number else None
+
+
+def restore(run: StageRun, out: Path, number: int, saved: checkpoint.SavedState | None) -> None:
+    """Continue from the saved state of this stage, if there is one; drop later metrics."""
+    if saved is not None:
         run.restore(saved.weights, saved.optimizer, saved.random_state, saved.progress)
     folder.rewind_metrics(out, number, run.progress.step)
 
@@ -321,9 +366,7 @@ def stage_record(
     """Return what `stage.json` says of the training; the ledger's part is added by the caller."""
     this, progress = plan.stages[number - 1], run.progress
     found = stock.find_parts(run.model)
-    growth: list[list[int]] = below.record.get("growth", []) if below else []
-    if below and not growth:
-        growth = [[0, len(found.blocks) - this.add_blocks]]
+    growth: list[list[int]] = below.record["growth"] if below else []
     if this.add_blocks:
         growth = [*growth, [max((step for step, _ in growth), default=0) + 1, this.add_blocks]]
     base = checkpoint.load_config(checkpoint.newest(plan.start_from)) if plan.start_from else None
@@ -343,7 +386,7 @@ def stage_record(
         "validation": evaluate(run),
         "growth": growth,
         "cursor": progress.cursor,
-        "parent": below.record.get("fingerprint") if below else None,
+        "parent": below.record["fingerprint"] if below else None,
         "plan": plan.fingerprint(number),
         "substrate": below.record.get("substrate") if below else parts.fingerprints["substrate"],
         "tokenizer": parts.fingerprints["tokenizer"],
@@ -361,9 +404,14 @@ def save_stage(
     """Write a stage: weights by growth step, tokenizer, substrate, card, and the ledger.
 
     The record's `frozen` holds the hashes of what did not train (less what a LoRA merge changed),
-    its `weights` those of everything else: together every tensor of the model.
+    its `weights` those of everything else: together every tensor of the model. Frozen tensors may
+    have left memory: their files are the ones of the stage below.
     """
-    hashes = {name: ledger.tensor_hash(tensor) for name, tensor in model.state_dict().items()}
+    unmoved = frozen if record["lora"] is None else {}
+    hashes = {
+        name: unmoved.get(name) or ledger.tensor_hash(tensor)
+        for name, tensor in model.state_dict().items()
+    }
     record["frozen"] = {n: h for n, h in hashes.items() if frozen.get(n) == h}
     record["weights"] = {n: h for n, h in hashes.items() if n not in record["frozen"]}
     record["fingerprint"] = ledger.fingerprint(hashes)
@@ -376,7 +424,7 @@ def save_stage(
             partial,
             [(step, count) for step, count in record["growth"]],
             unchanged=record["frozen"],
-            previous=Path(below.path) if below and below.record else None,
+            previous=below.path if below else None,
         )
         shutil.copytree(out / "tokenizer", partial, dirs_exist_ok=True)
         if (out / "substrate").exists():

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -18,10 +19,12 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel
 
-from nacre.data.loader import Loader, LoaderState, validation_batches
+from nacre.data.loader import Batch, Loader, LoaderState, validation_batches
 from nacre.data.shards import TokenStore
 from nacre.errors import DivergedError
+from nacre.growth.outputs import Outputs
 from nacre.growth.plan import Stage, Training
+from nacre.models import stock
 from nacre.train.device import PeakMemory
 from nacre.train.loss import Objective
 
@@ -99,6 +102,7 @@ class StageRun:
     context: int
     byte_lengths: np.ndarray
     memory: PeakMemory
+    outputs: Outputs | None = None
     progress: Progress = field(default_factory=Progress)
 
     @property
@@ -121,10 +125,36 @@ class StageRun:
 
     @property
     def trunk_mode(self) -> str:
-        """How the trunk runs, see `Objective.trunk_mode`."""
+        """How the trunk runs, see `Objective`."""
         objective = self.accelerator.unwrap_model(self.objective)
         assert isinstance(objective, Objective)
         return objective.trunk_mode
+
+    def batches(self) -> Generator[tuple[Batch, LoaderState, torch.Tensor | None]]:
+        """Yield what the stage reads: windows, state and, if they are stored, trunk outputs."""
+        if self.outputs is None:
+            return ((batch, state, None) for batch, state in self.loader)
+        pinned = self.accelerator.device.type == "cuda"
+        return self.outputs.stream(self.loader, pin_memory=pinned)
+
+    def held_out(self) -> Iterator[tuple[Batch, torch.Tensor | None]]:
+        """Yield the first `validation_tokens` of the held-out text, as `batches` does."""
+        micro = self.training.micro_batch_tokens or self.training.batch_tokens
+        batches = validation_batches(
+            self.store,
+            context=self.context,
+            batch_size=max(1, micro // self.context),
+            limit_tokens=self.training.validation_tokens,
+        )
+        if self.outputs is None:
+            return ((batch, None) for batch in batches)
+        return self.outputs.held_out(batches)
+
+    def close(self) -> None:
+        """Free what the stage holds: the optimizer's state, and files."""
+        if self.outputs is not None:
+            self.outputs.close()
+        self.accelerator.free_memory()
 
     def restore(
         self,
@@ -164,20 +194,25 @@ def setup(
     store: TokenStore,
     accelerator: Accelerator,
     *,
-    trunk_depth: int,
-    trunk_trains: bool,
+    objective: Objective,
+    outputs: Outputs | None = None,
     context: int,
     seed: int,
     byte_lengths: np.ndarray,
     cursor: LoaderState | None,
 ) -> StageRun:
-    """Build the objective, the optimizer and the loader of a stage."""
+    """Build the optimizer and the loader of a stage around its objective.
+
+    `outputs` are those of the trunk if the objective does not run it.
+    """
     if training.gradient_checkpointing:
         # transformers 5.2x has renamed the method and warns of the old name.
         rename = getattr(model, "activation_checkpointing_enable", None)
         (rename or model.gradient_checkpointing_enable)({"use_reentrant": False})
-    model.to(accelerator.device)
-    objective = Objective(model, trunk_depth, trunk_trains=trunk_trains)
+    objective.to(accelerator.device)
+    if compiles(training, accelerator.device):
+        for block in stock.find_parts(model).blocks:
+            block.compile()
     optimizer = torch.optim.AdamW(
         parameter_groups(model, training.weight_decay),
         lr=training.lr,
@@ -206,45 +241,57 @@ def setup(
         context=context,
         byte_lengths=byte_lengths,
         memory=PeakMemory(accelerator.device),
+        outputs=outputs,
     )
+
+
+def compiles(training: Training, device: torch.device) -> bool:
+    """Tell whether blocks are compiled: on CUDA unless the plan says otherwise."""
+    return training.compile == "on" or (training.compile == "auto" and device.type == "cuda")
 
 
 def train(run: StageRun, hooks: Sequence[Hook]) -> None:
     """Train a stage to its end; after every optimizer step each hook sees its metrics."""
     progress = run.progress
     run.objective.train()
-    batches = iter(run.loader)
-    while not run.finished:
-        started = time.perf_counter()
-        batch, cursor = next(batches)
-        metrics = train_step(run, batch)
-        progress.step += 1
-        progress.tokens += batch.shape[0] * run.context
-        progress.cursor = cursor
-        elapsed = time.perf_counter() - started
-        progress.seconds += elapsed
-        progress.peak_memory_bytes = max(progress.peak_memory_bytes, run.memory.read())
-        metrics |= {
-            "step": progress.step,
-            "tokens": progress.tokens,
-            "tokens_per_second": batch.shape[0] * run.context / elapsed,
-        }
-        for hook in hooks:
-            hook(run, metrics)
+    with closing(run.batches()) as batches:
+        while not run.finished:
+            started = time.perf_counter()
+            batch, cursor, below_BTD = next(batches)
+            metrics = train_step(run, batch, below_BTD)
+            progress.step += 1
+            progress.tokens += batch.shape[0] * run.context
+            progress.cursor = cursor
+            elapsed = time.perf_counter() - started
+            progress.seconds += elapsed
+            progress.peak_memory_bytes = max(progress.peak_memory_bytes, run.memory.read())
+            metrics |= {
+                "step": progress.step,
+                "tokens": progress.tokens,
+                "tokens_per_second": batch.shape[0] * run.context / elapsed,
+            }
+            for hook in hooks:
+                hook(run, metrics)
 
 
-def train_step(run: StageRun, batch: np.ndarray) -> dict[str, Any]:
-    """Run one optimizer step on `batch` (int64 `[B, T + 1]`), in micro-batches if so configured."""
+def train_step(
+    run: StageRun, batch: np.ndarray, below_BTD: torch.Tensor | None = None
+) -> dict[str, Any]:
+    """Run one optimizer step on `batch` (int64 `[B, T + 1]`), in micro-batches if so configured.
+
+    `below_BTD` is the trunk's output for it, if that is stored.
+    """
     accelerator, optimizer, training = run.accelerator, run.optimizer, run.training
     lr = learning_rate(run.progress.step, run.steps, training, run.peak_lr)
     for group in optimizer.param_groups:
         group["lr"] = lr
     total = torch.zeros((), device=accelerator.device)
     micro = micro_batches(training, run.context)
-    for ids in np.array_split(batch, micro):
+    tokens_B = torch.from_numpy(batch).tensor_split(micro)
+    below_B = [None] * micro if below_BTD is None else below_BTD.tensor_split(micro)
+    for ids, below in zip(tokens_B, below_B, strict=True):
         with accelerator.accumulate(run.objective):
-            tokens = torch.from_numpy(ids).to(accelerator.device)
-            loss = run.objective(tokens[:, :-1], tokens[:, 1:])
+            loss = run.objective(*on_device(ids, below, accelerator.device))
             accelerator.backward(loss)
             total += loss.detach() / micro
     trained = [p for group in optimizer.param_groups for p in group["params"]]
@@ -261,6 +308,16 @@ def train_step(run: StageRun, batch: np.ndarray) -> dict[str, Any]:
     return {"loss": loss_sum, "lr": lr, "grad_norm": float(norm)}
 
 
+def on_device(
+    windows: torch.Tensor, below_BTD: torch.Tensor | None, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Return ids, targets (int64 `[B, T]`) and trunk outputs of windows (`[B, T + 1]`)."""
+    windows = windows.to(device)
+    if below_BTD is not None:
+        below_BTD = below_BTD.to(device, non_blocking=True)
+    return windows[:, :-1], windows[:, 1:], below_BTD
+
+
 def micro_batches(training: Training, context: int) -> int:
     """Return in how many forward passes a batch is split."""
     micro = training.micro_batch_tokens or training.batch_tokens
@@ -273,19 +330,11 @@ def evaluate(run: StageRun) -> dict[str, float]:
 
     The same windows are read every time: the first `validation_tokens` of the held-out split.
     """
-    device = run.accelerator.device
     nats, tokens, text_bytes = 0.0, 0, 0
     run.objective.eval()
-    micro = run.training.micro_batch_tokens or run.training.batch_tokens
-    batches = validation_batches(
-        run.store,
-        context=run.context,
-        batch_size=max(1, micro // run.context),
-        limit_tokens=run.training.validation_tokens,
-    )
-    for batch in batches:
-        ids = torch.from_numpy(batch).to(device)
-        loss = run.objective(ids[:, :-1], ids[:, 1:])
+    for batch, below_BTD in run.held_out():
+        ids = torch.from_numpy(batch)
+        loss = run.objective(*on_device(ids, below_BTD, run.accelerator.device))
         targets = batch[:, 1:]
         nats += loss.item() * targets.size
         tokens += targets.size

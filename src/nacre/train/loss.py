@@ -5,42 +5,46 @@ Shapes: B batch, T positions, N = B * T, D width, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers import PreTrainedModel
 
 from nacre.growth.trunk import RecomputedTrunk
 from nacre.models import stock
 
-CHUNK = 512  # rows of logits in memory at once; the fastest of 64 .. 4096 at V = 4,096 and 65,536
+TrunkMode = Literal["recompute", "cache", "whole"]
+
+IGNORED = -100  # as torch.nn.functional.cross_entropy has it
+LOGIT_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}  # of fp32 logits in memory at once
+CHUNK = {"cpu": 512, "cuda": 4096}  # rows of logits at once, if LOGIT_BYTES allow
 
 
 class Objective(nn.Module):
     """A stage's loss as a module: trunk without gradients, crown, head, mean cross-entropy in nats.
 
-    Where the decoder does not split exactly into trunk and crown (see `stock.splits_exactly`), or
-    where the trunk itself trains (LoRA, a trained embedding), its body runs whole: gradients stop
-    at whatever is frozen.
+    It holds what its stage runs and no more. Mode `recompute`: trunk and crown; `cache`: the crown
+    alone, which is given the trunk's outputs; `whole`: the decoder in one piece, because the trunk
+    itself trains (LoRA, a trained embedding) or because it does not split: `exact` is what
+    `stock.splits_exactly` says. Gradients stop at whatever is frozen.
     """
 
-    def __init__(self, model: PreTrainedModel, trunk_depth: int, *, trunk_trains: bool) -> None:
+    def __init__(
+        self, model: PreTrainedModel, trunk_depth: int, *, mode: TrunkMode, exact: bool
+    ) -> None:
         super().__init__()
-        self.model = model
-        self.parts = stock.find_parts(model)
-        splits = stock.splits_exactly(model, trunk_depth)
-        self.plain_head = splits and isinstance(self.parts.head, nn.Linear)
-        cut = splits and not trunk_trains
-        self.trunk = RecomputedTrunk(model, trunk_depth) if cut else None
-        self.crown = stock.upper(model, trunk_depth) if cut else self.parts.decoder
-        self.frozen_blocks = [] if trunk_trains else list(self.parts.blocks)[:trunk_depth]
-
-    @property
-    def trunk_mode(self) -> str:
-        """`recompute`, or `whole` when the model runs in one piece."""
-        return "whole" if self.trunk is None else "recompute"
+        assert exact or mode == "whole"
+        parts = stock.find_parts(model)
+        whole = mode == "whole"
+        self.trunk_mode: TrunkMode = mode
+        self.trunk = RecomputedTrunk(model, trunk_depth) if mode == "recompute" else None
+        self.crown = parts.decoder if whole else stock.upper(model, trunk_depth)
+        self.head = parts.head
+        self.model = None if exact else model
+        self.frozen_blocks = [] if whole or mode == "cache" else list(parts.blocks)[:trunk_depth]
 
     def train(self, mode: bool = True) -> Objective:
         """Switch to training; a trunk that does not train stays without dropout."""
@@ -49,14 +53,27 @@ class Objective(nn.Module):
             block.eval()
         return self
 
-    def forward(self, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
-        """Return the mean loss (nats a token, fp32 scalar) of predicting `targets_BT` (int64)."""
-        if not self.plain_head:
+    def forward(
+        self,
+        ids_BT: torch.Tensor,
+        targets_BT: torch.Tensor,
+        below_BTD: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the mean loss (nats a token, fp32 scalar) of predicting `targets_BT` (int64).
+
+        `below_BTD` is the trunk's output: in mode `cache` it must be given.
+        """
+        if self.model is not None:
             logits_BTV = self.model(input_ids=ids_BT, use_cache=False).logits
             return functional.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())
-        inputs = {"inputs_embeds": self.trunk(ids_BT)} if self.trunk else {"input_ids": ids_BT}
+        if self.trunk is not None:
+            below_BTD = self.trunk(ids_BT)
+        if below_BTD is not None:
+            inputs = {"inputs_embeds": below_BTD.to(self.head.weight.dtype)}
+        else:
+            inputs = {"input_ids": ids_BT}
         h_BTD = self.crown(**inputs, use_cache=False).last_hidden_state
-        head = self.parts.head
+        head = self.head
         return head_loss(h_BTD.flatten(0, 1), head.weight, head.bias, targets_BT.flatten())
 
 
@@ -68,8 +85,9 @@ def head_loss(
 ) -> torch.Tensor:
     """Return the mean cross-entropy of a linear head, in nats, without `[N, V]` logits in memory.
 
-    Equals `cross_entropy(linear(h_ND, weight_VD, bias_V).float(), targets_N)`. Products run in the
-    autocast dtype where autocast is on, the softmax in fp32, `CHUNK` rows at a time.
+    Equals `cross_entropy(linear(h_ND, weight_VD, bias_V).float(), targets_N)`; targets of -100 do
+    not count, and without any that count the loss is 0. Products run in the autocast dtype where
+    autocast is on, the softmax in fp32, `chunk_rows` rows at a time.
     """
     device = h_ND.device.type
     dtype = weight_VD.dtype
@@ -79,6 +97,12 @@ def head_loss(
         loss = _HeadLoss.apply(h_ND, weight_VD, bias_V, targets_N, dtype, torch.is_grad_enabled())
     assert isinstance(loss, torch.Tensor)
     return loss
+
+
+def chunk_rows(vocabulary: int, device: str) -> int:
+    """Return how many rows of logits are in memory at once on a type of device."""
+    kind = device if device in CHUNK else "cuda"
+    return max(1, min(CHUNK[kind], LOGIT_BYTES[kind] // (4 * vocabulary)))
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -106,29 +130,44 @@ class _HeadLoss(torch.autograd.Function):
             d_h = torch.empty_like(h_ND)
             d_weight = torch.zeros_like(weight_VD, dtype=torch.float32)
             d_bias = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
-        for start in range(0, len(h_ND), CHUNK):
-            rows = slice(start, start + CHUNK)
+        chunk = chunk_rows(len(weight_VD), h_ND.device.type)
+        for start in range(0, len(h_ND), chunk):
+            rows = slice(start, start + chunk)
             h_CD, target_C1 = h_ND[rows], targets_N[rows, None]
-            logits_CV = functional.linear(h_CD, weight_VD, bias_V)
-            log_probs_CV = torch.log_softmax(logits_CV, dim=-1, dtype=torch.float32)
-            total -= log_probs_CV.gather(1, target_C1).sum()
+            counts_C1 = target_C1 != IGNORED
+            target_C1 = target_C1.clamp(min=0)
+            logits_CV = functional.linear(h_CD, weight_VD, bias_V).float()
+            target_logits_C1 = logits_CV.gather(1, target_C1)
+            highest_C1 = logits_CV.amax(1, keepdim=True)
+            sums_C1 = logits_CV.sub_(highest_C1).exp_().sum(1, keepdim=True)
+            losses_C1 = sums_C1.log() + highest_C1 - target_logits_C1
+            total += losses_C1.masked_fill(~counts_C1, 0.0).sum()
             if with_gradients:
-                d_logits_CV = log_probs_CV.exp_()
-                minus_one = torch.full_like(target_C1, -1.0, dtype=torch.float32)
-                d_logits_CV = d_logits_CV.scatter_add_(1, target_C1, minus_one).to(h_ND.dtype)
-                torch.mm(d_logits_CV, weight_VD, out=d_h[rows])
-                d_weight += d_logits_CV.T @ h_CD
+                d_logits_CV = logits_CV.mul_(counts_C1 / sums_C1)
+                d_logits_CV.scatter_add_(1, target_C1, -counts_C1.to(d_logits_CV.dtype))
                 if d_bias is not None:
-                    d_bias += d_logits_CV.sum(0, dtype=torch.float32)
+                    d_bias += d_logits_CV.sum(0)
+                d_logits_CV = d_logits_CV.to(dtype)
+                torch.mm(d_logits_CV, weight_VD, out=d_h[rows])
+                if dtype == torch.float32:
+                    d_weight.addmm_(d_logits_CV.T, h_CD)
+                else:
+                    d_weight += d_logits_CV.T @ h_CD
+        ctx.counted = (targets_N != IGNORED).sum().clamp(min=1)
+        ctx.gradients = None
         if with_gradients:
-            gradients = zip((d_h, d_weight, d_bias), kinds, strict=True)
-            ctx.save_for_backward(*(None if d is None else d.to(kind) for d, kind in gradients))
-        ctx.rows = max(1, len(h_ND))
-        return total / ctx.rows
+            made = zip((d_h, d_weight, d_bias), kinds, strict=True)
+            ctx.gradients = [None if d is None else d.to(kind) for d, kind in made]
+        return total / ctx.counted
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        d_h, d_weight, d_bias = ctx.saved_tensors
-        factor = grad_outputs[0] / ctx.rows
-        scaled = [None if d is None else d * factor.to(d.dtype) for d in (d_h, d_weight, d_bias)]
-        return (*scaled, None, None, None)
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of a head's loss are handed out once")
+        gradients, ctx.gradients = ctx.gradients, None  # autograd copies what is still held here
+        factor = grad_outputs[0] / ctx.counted
+        for gradient in gradients:
+            if gradient is not None:
+                gradient.mul_(factor.to(gradient.dtype))
+        return (*gradients, None, None, None)
