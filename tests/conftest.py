@@ -87,6 +87,15 @@ def ids() -> torch.Tensor:
     return torch.randint(0, VOCABULARY, (3, 16), generator=generator)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """What is this small runs fastest on one thread: several mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def _one_seed() -> Iterator[None]:
     """Start every test from one random state and leave none behind."""

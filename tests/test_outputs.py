@@ -48,15 +48,6 @@ def make_store(folder: Path, seed: int) -> TokenStore:
     return tokenize([str(folder / "in.jsonl")], tokenizer, folder / "store", holdout=0.25)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """What is this small runs fastest on one thread, above all beside other work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
     return make_store(tmp_path_factory.mktemp("data") / "a", seed=1)

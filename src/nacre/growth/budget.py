@@ -23,8 +23,8 @@ ADAM_STATES = 2
 # many tokens (the head's loss goes through its tokens in parts); and what the process holds anyway.
 KEPT_WIDTHS = 10
 KEPT_MLP = 4
-LOGIT_COPIES = 3
-LOGIT_TOKENS = 512
+LOGIT_COPIES = 2
+LOGIT_TOKENS = 2048
 PROCESS_BYTES = 400_000_000
 
 

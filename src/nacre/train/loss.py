@@ -20,7 +20,7 @@ TrunkMode = Literal["recompute", "cache", "whole"]
 
 IGNORED = -100  # as torch.nn.functional.cross_entropy has it
 LOGIT_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}  # of fp32 logits in memory at once
-CHUNK = {"cpu": 512, "cuda": 4096}  # rows of logits at once, if LOGIT_BYTES allow
+CHUNK = {"cpu": 2048, "cuda": 4096}  # rows of logits at once, if LOGIT_BYTES allow
 
 
 class Objective(nn.Module):
