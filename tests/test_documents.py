@@ -65,6 +65,23 @@ def test_readme_commands_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert not stop.value.code, " ".join(command)
 
 
+def test_composition_commands_and_python_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("english", "russian", "chinese"):
+        (tmp_path / name).mkdir()
+        text = f"It was the best of times in {name}, it was the worst of times.\n\n" * 100
+        (tmp_path / name / "text.txt").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    document = ROOT / "docs" / "composition.md"
+    for command in commands(document):
+        with pytest.raises(SystemExit) as stop:
+            main(shrunk(command)[1:])
+        assert not stop.value.code, " ".join(command)
+    for block in blocks(document, "python"):
+        exec(compile(block, document.name, "exec"), {})
+
+
 def test_readme_python_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     for block in blocks(README, "python"):
@@ -81,7 +98,16 @@ def test_readme_shows_the_two_commands() -> None:
 
 def test_readme_commands_are_there() -> None:
     verbs = {command[1] for command in commands(README)}
-    assert verbs >= {"grow", "plan", "generate", "report", "substrate", "tokenizer", "doctor"}
+    assert verbs >= {
+        "grow",
+        "plan",
+        "generate",
+        "compose",
+        "report",
+        "substrate",
+        "tokenizer",
+        "doctor",
+    }
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

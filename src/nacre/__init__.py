@@ -6,8 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nacre.composition import add as add_expert
+    from nacre.composition import compose
+    from nacre.composition import load as load_composition
+    from nacre.composition import remove as remove_expert
     from nacre.doctor import examine
-    from nacre.generation import Sampling, generate, generate_at_depths
+    from nacre.generation import Sampling, generate, generate_at_depths, trace
     from nacre.growth.budget import estimate
     from nacre.growth.plan import Plan
     from nacre.growth.plan import load as load_plan
@@ -27,15 +31,20 @@ _PUBLIC = {
     "Sampling": ("nacre.generation", "Sampling"),
     "Substrate": ("nacre.substrate", "Substrate"),
     "SubstrateRecipe": ("nacre.substrate", "SubstrateRecipe"),
+    "add_expert": ("nacre.composition", "add"),
     "build_tokenizer": ("nacre.tokenizer", "build"),
+    "compose": ("nacre.composition", "compose"),
     "estimate": ("nacre.growth.budget", "estimate"),
     "examine": ("nacre.doctor", "examine"),
     "generate": ("nacre.generation", "generate"),
     "generate_at_depths": ("nacre.generation", "generate_at_depths"),
     "grow": ("nacre.train.grow", "grow"),
+    "load_composition": ("nacre.composition", "load"),
     "load_plan": ("nacre.growth.plan", "load"),
     "parse_plan": ("nacre.growth.plan", "parse"),
+    "remove_expert": ("nacre.composition", "remove"),
     "token_strings": ("nacre.tokenizer", "token_strings"),
+    "trace": ("nacre.generation", "trace"),
     "write_report": ("nacre.report", "write"),
 }
 
@@ -45,15 +54,20 @@ __all__ = [
     "Sampling",
     "Substrate",
     "SubstrateRecipe",
+    "add_expert",
     "build_tokenizer",
+    "compose",
     "estimate",
     "examine",
     "generate",
     "generate_at_depths",
     "grow",
+    "load_composition",
     "load_plan",
     "parse_plan",
+    "remove_expert",
     "token_strings",
+    "trace",
     "write_report",
 ]
 

@@ -228,10 +228,19 @@ def plan(plan: PlanArgument = "small", settings: Settings = None, as_json: Json 
 
 @app.command()
 def generate(
-    checkpoint: Annotated[Path, typer.Argument(help="A stage, any Hugging Face folder, or a run.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A stage, any Hugging Face folder, a run, or a composition.")
+    ],
     prompt: Annotated[str, typer.Argument(help="The text to continue.")] = "",
     depths: Annotated[
         bool, typer.Option("--depths", help="Continue with every stage of the run, side by side.")
+    ] = False,
+    weights_trace: Annotated[
+        bool,
+        typer.Option(
+            "--weights-trace",
+            help="Of a composition: who carried each token, in colours, or JSON in a pipe.",
+        ),
     ] = False,
     max_new_tokens: int = 100,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
@@ -247,6 +256,17 @@ def generate(
 
     quiet_transformers()
     sampling = texts.Sampling(max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed)
+    if depths and weights_trace:
+        problem = Problem("--weights-trace", "does not go with --depths", "leave one of them out")
+        raise ConfigError(problem)
+    if weights_trace:
+        traced = texts.trace(checkpoint, prompt, sampling)
+        console = Console()
+        if as_json or not console.is_terminal:
+            emit({"prompt": prompt, "text": "".join(t["text"] for t in traced), "trace": traced})
+        else:
+            console.print(texts.painted(prompt, traced), soft_wrap=True)
+        return
     if depths:
         continued = list(texts.generate_at_depths(checkpoint, prompt, sampling))
         if as_json:
@@ -264,6 +284,78 @@ def generate(
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
+
+
+@app.command()
+def compose(
+    experts: Annotated[
+        list[str], typer.Argument(metavar="EXPERT...", help="Stages, runs, Hugging Face folders.")
+    ],
+    mix: Annotated[str | None, typer.Option(help="The rule; default: posterior.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder to write.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="An option of the rule; repeatable."),
+    ] = None,
+    names: Annotated[
+        list[str] | None, typer.Option("--name", help="The experts' names, in order; repeatable.")
+    ] = None,
+    bundle: Annotated[
+        bool, typer.Option("--bundle", help="Hold weights and code: loads without nacre.")
+    ] = False,
+    add: Annotated[
+        str | None, typer.Option(help="An expert to add to the composition that is named.")
+    ] = None,
+    remove: Annotated[
+        str | None, typer.Option(help="The name of an expert to remove from the composition.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make experts one model by mixing their outputs, without training.
+
+    nacre compose runs/en runs/ru --out both
+
+    nacre compose --add runs/zh both
+
+    nacre compose --remove ru both
+    """
+    from nacre import composition, config
+
+    quiet_transformers()
+    if add is not None or remove is not None:
+        changed = {"--mix": mix, "--out": out, "--set": settings, "--bundle": bundle or None}
+        changed |= {"--remove": remove} if add is not None else {"--name": names}
+        problems = [
+            Problem(option, "does not go with --add or --remove", "compose anew for that")
+            for option, value in changed.items()
+            if value is not None
+        ]
+        if len(experts) != 1:
+            problems.append(Problem("--add, --remove", "name one composition", "its folder"))
+        if names is not None and len(names) > 1:
+            problems.append(Problem("--name", "one expert has one name", "give one"))
+        if problems:
+            raise ConfigError(problems)
+        (folder,) = experts
+        if add is not None:
+            record = composition.add(add, folder, names[0] if names else None)
+        else:
+            record = composition.remove(str(remove), folder)
+    else:
+        if out is None:
+            raise ConfigError(Problem("--out", "where to?", "name a new folder"))
+        options = config.override({}, settings or [])
+        folder = str(out)
+        record = composition.make(
+            experts, out, mix or "posterior", options, names=names, bundle=bundle
+        )
+    if as_json:
+        emit({"composition": folder, **record})
+        return
+    for line in composition.summary(record):
+        screen.print(line, highlight=False, markup=False, soft_wrap=True)
+    hint = f'try:    nacre generate {folder} "Once" --weights-trace'
+    screen.print(hint, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

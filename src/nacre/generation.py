@@ -1,15 +1,20 @@
-"""Text from a grown model, or from every depth of a run."""
+"""Text from a grown model, from every depth of a run, or from a composition with who said what.
+
+Shapes: E experts, B batch, T positions.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.text import Text
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -17,9 +22,13 @@ from transformers import (
     set_seed,
 )
 
+from nacre import composition
 from nacre import tokenizer as tokenizers
 from nacre.errors import CheckpointError, ConfigError, Problem
 from nacre.train import checkpoint
+
+COLORS = ("cyan", "magenta", "yellow", "green", "blue", "red")
+"""Of the experts of a composition, in order; used again where there are more."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +80,14 @@ class Sampling:
 def generate(path: str | Path, prompt: str, sampling: Sampling | None = None) -> Iterator[str]:
     """Yield the continuation of `prompt` piece by piece as it is made; a run means its last stage.
 
-    Raises `ConfigError` for impossible options and `CheckpointError` for a path without a model,
-    both before anything is yielded.
+    `path` is a stage, a run, any Hugging Face folder or a composition. Raises `ConfigError` for
+    impossible options and `CheckpointError` for a path without a model, both before anything is
+    yielded.
     """
     sampling = sampling or Sampling()
     options = sampling.options()
     folder = checkpoint.newest(path)
-    model = checkpoint.load_model(folder).eval()
+    model = composition.load_any(folder).eval()
     tokenizer = tokenizers.load(folder)
     inputs = encode(prompt, tokenizer, model, sampling.max_new_tokens)
     return _stream(model, tokenizer, inputs, options, sampling.seed)
@@ -96,6 +106,69 @@ def generate_at_depths(
         (checkpoint.read_json(path / checkpoint.RECORD), "".join(generate(path, prompt, sampling)))
         for path in folders
     )
+
+
+def trace(path: str | Path, prompt: str, sampling: Sampling | None = None) -> list[dict[str, Any]]:
+    """Continue `prompt` with a composition; return for every new token who carried it.
+
+    Each entry has the `token`, its `text` (empty inside a character that later tokens complete) and
+    `weights`: the share of each expert, by name, in the distribution that the token was drawn from.
+    The shares come from one pass over the whole text, in which no expert is skipped. Raises
+    `ConfigError` for a path that is no composition, and as `generate` does.
+    """
+    sampling = sampling or Sampling()
+    options = sampling.options()
+    if not composition.is_composition(path):
+        fix = "make one with `nacre compose`"
+        raise ConfigError(Problem("--weights-trace", f"{path} is no composition", fix))
+    model = composition.load(path)
+    tokenizer = tokenizers.load(path)
+    ids_BT = encode(prompt, tokenizer, model, sampling.max_new_tokens)
+    set_seed(sampling.seed)
+    whole_BT: Any = model.generate(  # pyright: ignore
+        inputs=ids_BT, attention_mask=torch.ones_like(ids_BT), **options
+    )
+    new = whole_BT[0, ids_BT.shape[1] :].tolist()
+    scored = model(whole_BT[:, :-1], logits_to_keep=len(new), use_cache=False)
+    shares_TE = scored.log_weights[:, 0].exp().T.tolist()
+    return [
+        {
+            "token": token,
+            "text": text,
+            "weights": dict(zip(model.expert_names, shares, strict=True)),
+        }
+        for token, text, shares in zip(
+            tokenizer.convert_ids_to_tokens(new), _pieces(tokenizer, new), shares_TE, strict=True
+        )
+    ]
+
+
+def painted(prompt: str, traced: Sequence[Mapping[str, Any]]) -> Text:
+    """Return what `trace` found for a terminal: text in its leading expert's colour, and a legend.
+
+    The legend gives each expert's mean share.
+    """
+    names = list(traced[0]["weights"])
+    colors = dict(zip(names, itertools.cycle(COLORS), strict=False))
+    text = Text(prompt)
+    for token in traced:
+        weights = token["weights"]
+        text.append(token["text"], style=colors[max(weights, key=weights.__getitem__)])
+    text.append("\n\n")
+    for name in names:
+        share = sum(token["weights"][name] for token in traced) / len(traced)
+        text.append(f"{name} {share:.0%}", style=colors[name]).append("  ")
+    return text
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Iterator[str]:
+    """Yield what each token adds to the text; the last token of a character adds all of it."""
+    shown = ""
+    for end in range(1, len(ids) + 1):
+        text = str(tokenizer.decode(ids[:end], skip_special_tokens=True))
+        whole = text if end == len(ids) else text.rstrip("\ufffd")
+        yield whole[len(shown) :]
+        shown = whole if len(whole) > len(shown) else shown
 
 
 def encode(

@@ -1,0 +1,173 @@
+"""What a composition's folder holds, and how it is written: all of it or nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig
+
+from nacre import models
+from nacre import tokenizer as tokenizers
+from nacre.composition.card import card
+from nacre.composition.expert import RECORD, SPECIAL, Expert, field, shared_parts
+from nacre.growth import ledger
+from nacre.models.composed import ComposedConfig, ComposedForCausalLM
+from nacre.models.mixing import Rule
+from nacre.train import checkpoint
+
+ENTRY = "composition_code"
+"""The bundle's module that imports all others: transformers copies what it finds imported there."""
+
+
+def write(
+    target: Path, experts: Sequence[Expert], rule: Rule, bundle: bool, notes: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Write a composition's folder, all or nothing; return its record."""
+    target = target.resolve()
+    places = [
+        f"experts/{expert.name}" if bundle else _relative(expert.path, target) for expert in experts
+    ]
+    record = _record(experts, places, rule, bundle, [*_notes(experts), *notes])
+    said = {name: [field(expert, name) for expert in experts] for name in SPECIAL}
+    ids = {name: next((n for n in found if n is not None), None) for name, found in said.items()}
+    config = ComposedConfig(
+        experts=[
+            {
+                "name": expert.name,
+                "path": place,
+                "fingerprint": expert.fingerprint,
+                "parts": list(expert.layout.parts),
+            }
+            for expert, place in zip(experts, places, strict=True)
+        ],
+        mix=rule.as_json(),
+        vocab_size=field(experts[0], "vocab_size"),
+        max_position_embeddings=record["context"],
+        architectures=[ComposedForCausalLM.__name__],
+        **ids,
+    )
+    with checkpoint.new_folder(target) as partial:
+        if bundle:
+            config.auto_map = _copy_code(partial)
+            _copy_experts(partial, experts)
+        config.save_pretrained(partial)
+        GenerationConfig(**ids).save_pretrained(partial)
+        tokenizers.load(experts[0].path).save_pretrained(partial)
+        (partial / "README.md").write_text(card(record), encoding="utf-8")
+        checkpoint.write_json(partial / RECORD, record)
+    return record
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """Return a path seen from a folder; absolute where there is no way (another drive)."""
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:
+        return path.as_posix()
+
+
+def _notes(experts: Sequence[Expert]) -> list[str]:
+    notes: list[str] = []
+    contexts = [expert.context or 0 for expert in experts]
+    if len(set(contexts)) > 1:
+        notes.append(f"contexts differ ({_each(experts, contexts)}); the smallest one holds")
+    substrates = [(expert.record.get("substrate") or "its own")[:12] for expert in experts]
+    if len(set(substrates)) > 1:
+        notes.append(
+            f"substrates differ ({_each(experts, substrates)}); outputs can be mixed all the same, "
+            "but such experts share no blocks"
+        )
+    return notes
+
+
+def _each(experts: Sequence[Expert], values: Sequence[Any]) -> str:
+    return ", ".join(f"{e.name} {value}" for e, value in zip(experts, values, strict=True))
+
+
+def _record(
+    experts: Sequence[Expert],
+    places: Sequence[str],
+    rule: Rule,
+    bundle: bool,
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    shared = shared_parts(experts)
+    saved = sum(entry["parameters_saved"] for entry in shared)
+    each = [
+        {
+            "name": expert.name,
+            "path": place,
+            "fingerprint": expert.fingerprint,
+            "family": expert.config.model_type,
+            "depth": len(expert.layout.blocks),
+            "width": field(expert, "hidden_size"),
+            "context": expert.context,
+            "parameters": expert.layout.parameters,
+        }
+        | {key: expert.record.get(key) for key in ("stage", "parent", "substrate", "corpus")}
+        for expert, place in zip(experts, places, strict=True)
+    ]
+    return {
+        "mix": rule.as_json(),
+        "bundled": bundle,
+        "experts": each,
+        "tokenizer": experts[0].tokenizer,
+        "vocabulary": field(experts[0], "vocab_size"),
+        "context": min(expert.context or 0 for expert in experts),
+        "parameters": sum(expert.layout.parameters for expert in experts) - saved,
+        "parameters_saved": saved,
+        "shared": shared,
+        "notes": list(notes),
+    }
+
+
+def _copy_code(folder: Path) -> dict[str, str]:
+    """Copy the modules that run a composition into a folder; return its `auto_map`."""
+    source = Path(models.__file__).parent
+    modules = sorted(path.stem for path in source.glob("*.py") if path.stem != "__init__")
+    for module in modules:
+        shutil.copyfile(source / f"{module}.py", folder / f"{module}.py")
+    head = '"""What transformers loads a composition by; it copies the modules named here."""\n\n'
+    known = {"composed": "ComposedConfig, ComposedForCausalLM"}
+    lines = [f"from .{module} import {known.get(module, '__doc__')}  # noqa" for module in modules]
+    (folder / f"{ENTRY}.py").write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
+    return {
+        "AutoConfig": f"{ENTRY}.ComposedConfig",
+        "AutoModelForCausalLM": f"{ENTRY}.ComposedForCausalLM",
+    }
+
+
+def _copy_experts(folder: Path, experts: Sequence[Expert]) -> None:
+    """Link every expert's weights into `experts/NAME` and copy its small files.
+
+    Shards that hold the same tensors, or are the same file, are one file there.
+    """
+    first: dict[Any, Path] = {}
+    for expert in experts:
+        target = folder / "experts" / expert.name
+        target.mkdir(parents=True)
+        for source in sorted(path for path in expert.path.iterdir() if path.is_file()):
+            if source.suffix == ".safetensors":
+                one = first.setdefault(_identity(expert, source), source)
+                checkpoint.link(one, target / source.name)
+                if one is source:
+                    first[_identity(expert, source)] = target / source.name
+            elif source.suffix in (".json", ".txt", ".model", ".jinja", ".md"):
+                shutil.copyfile(source, target / source.name)
+
+
+def _identity(expert: Expert, shard: Path) -> Any:
+    """Return what two shards share only if they are the same: tensors by hash, else the file."""
+    index = expert.path / checkpoint.INDEX
+    if expert.record and index.is_file():
+        hashes = expert.record["frozen"] | expert.record["weights"]
+        owners = checkpoint.read_json(index)["weight_map"]
+        names = [name for name, owner in owners.items() if owner == shard.name]
+        if names and hashes.keys() >= set(names):
+            return ledger.fingerprint(hashes, names)
+    found = shard.stat()
+    return found.st_dev, found.st_ino
