@@ -16,6 +16,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from nacre.cli import main
 from nacre.growth import plan as plans
 from nacre.growth.plan import Plan
 from nacre.models import stock
@@ -25,6 +26,23 @@ VOCABULARY, WIDTH, HEADS, MLP, CONTEXT, DEPTH = 64, 32, 2, 64, 32, 2
 NO_SPECIAL = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 
 Build = Callable[..., PreTrainedModel]
+Command = Callable[..., tuple[int, str, str]]
+
+WITHOUT_NACRE = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "nacre":
+            raise ImportError("nacre is blocked here")
+sys.meta_path.insert(0, Block())
+try:
+    import nacre
+except ImportError:
+    pass
+else:
+    sys.exit("nacre could be imported")
+"""
+"""How a program begins that runs as if nacre were not installed."""
 
 
 def family_config(family: str, depth: int = DEPTH) -> PreTrainedConfig:
@@ -94,6 +112,21 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Run a command of `nacre`; return exit code, stdout, stderr."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return int(stop.value.code or 0), out, err
+
+    return run
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import Command
 from rich.console import Console
 
 from nacre import bench
@@ -22,12 +23,9 @@ from nacre.bench.measure import Row, Sample, Target, compare, fresh_process, pea
 from nacre.bench.stages import Shape, Steps
 from nacre.bench.table import HEADS, cells, table, value
 from nacre.bench.trainer import TrainerSteps, arguments
-from nacre.cli import main
 from nacre.errors import ConfigError
 from nacre.growth import budget, plan
 from nacre.models import stock
-
-Command = Callable[..., tuple[int, str, str]]
 
 MEGABYTE = 1 << 20
 
@@ -54,20 +52,6 @@ def row(**changed: object) -> Row:
         "suite": "s", "case": "c", "unit": "s", "better": "lower", "measured": 2.0, **changed,
     }  # fmt: skip
     return Row(**values)  # pyright: ignore[reportArgumentType]
-
-
-@pytest.fixture
-def nacre(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Run a command; return exit code, stdout, stderr."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stop:
-            main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return run
 
 
 def test_ratio_says_how_many_times_better_in_both_directions() -> None:
@@ -430,16 +414,16 @@ def test_a_table_says_peer_limit_target_and_verdict() -> None:
     assert "a note" in seen.get()
 
 
-def test_command_lists_the_suites(nacre: Command) -> None:
-    code, out, _ = nacre("bench", "--list")
+def test_command_lists_the_suites(command: Command) -> None:
+    code, out, _ = command("bench", "--list")
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()] == list(bench.SUITES)
-    code, out, _ = nacre("bench", "--list", "--json")
+    code, out, _ = command("bench", "--list", "--json")
     assert list(json.loads(out)) == list(bench.SUITES)
 
 
-def test_command_prints_json_and_writes_the_same(nacre: Command, tmp_path: Path) -> None:
-    code, out, err = nacre(
+def test_command_prints_json_and_writes_the_same(command: Command, tmp_path: Path) -> None:
+    code, out, err = command(
         "bench", "substrate", "--quick", "--json", "--out", tmp_path / "bench.json"
     )
     assert code == 0
@@ -456,8 +440,8 @@ def test_command_prints_json_and_writes_the_same(nacre: Command, tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
 
 
-def test_command_prints_a_table(nacre: Command) -> None:
-    code, out, _ = nacre("bench", "--quick", "substrate")
+def test_command_prints_a_table(command: Command) -> None:
+    code, out, _ = command("bench", "--quick", "substrate")
     assert code == 0
     assert out.startswith("substrate (")
     for head_ in HEADS:
@@ -465,14 +449,14 @@ def test_command_prints_a_table(nacre: Command) -> None:
     assert "256 tokens x 64" in out
 
 
-def test_command_refuses_before_it_measures(nacre: Command, tmp_path: Path) -> None:
-    code, out, err = nacre("bench", "tokeniser", "--quick")
+def test_command_refuses_before_it_measures(command: Command, tmp_path: Path) -> None:
+    code, out, err = command("bench", "tokeniser", "--quick")
     assert code == 2
     assert out == ""
     assert "SUITE: unknown suite 'tokeniser' (did you mean 'tokenizer'?)" in err
-    code, _, err = nacre("bench", "head", "--out", tmp_path / "none" / "bench.json")
+    code, _, err = command("bench", "head", "--out", tmp_path / "none" / "bench.json")
     assert code == 2
     assert f"--out: there is no folder {tmp_path / 'none'}" in err
-    code, _, err = nacre("bench", "head", "--out", tmp_path)
+    code, _, err = command("bench", "head", "--out", tmp_path)
     assert code == 2
     assert f"--out: {tmp_path} is a folder" in err

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Build
+from conftest import WITHOUT_NACRE, Build
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
@@ -146,19 +146,9 @@ def test_a_stage_loads_as_it_was_saved(
     assert shards == {f"{name}.safetensors" for name in names}
 
 
-WITHOUT_NACRE = """
-import sys
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "nacre":
-            raise ImportError("nacre is blocked here")
-sys.meta_path.insert(0, Block())
-try:
-    import nacre
-except ImportError:
-    pass
-else:
-    sys.exit("nacre could be imported")
+PROGRAM = (
+    WITHOUT_NACRE
+    + """
 import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
@@ -169,6 +159,7 @@ with torch.no_grad():
     save_file({"logits": model(input_ids=ids).logits, "generated": generated}, sys.argv[3])
 assert not any(name.partition(".")[0] == "nacre" for name in sys.modules)
 """
+)
 
 
 @pytest.mark.slow
@@ -177,7 +168,7 @@ def test_a_stage_loads_where_nacre_cannot_be_imported(grown: tuple, tmp_path: Pa
     ids = torch.arange(12)[None]
     written = ",".join(map(str, ids[0].tolist()))
     out = tmp_path / "out.safetensors"
-    command = [sys.executable, "-c", WITHOUT_NACRE, str(folders[2]), written, str(out)]
+    command = [sys.executable, "-c", PROGRAM, str(folders[2]), written, str(out)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr

@@ -6,37 +6,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import Command
 
-from nacre.cli import main
 from nacre.terminal import Display
-
-Run = Callable[..., tuple[int, str, str]]
 
 TINY = ["--set", "training.precision=fp32", "--track", "none"]
 
 
-@pytest.fixture
-def nacre(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run a command; return exit code, stdout, stderr."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stop:
-            main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        code = stop.value.code
-        assert "Traceback" not in err
-        return int(code or 0), out, err
-
-    return run
-
-
-def test_help_names_every_command(nacre: Run) -> None:
-    code, out, _ = nacre("--help")
+def test_help_names_every_command(command: Command) -> None:
+    code, out, _ = command("--help")
     assert code == 0
     for command in ("grow", "plan", "generate", "report", "doctor", "substrate", "tokenizer"):
         assert command in out
@@ -48,13 +29,13 @@ def test_importing_the_command_line_is_quick() -> None:
 
 
 def test_threads_wait_without_spinning_unless_told_otherwise(
-    nacre: Run, monkeypatch: pytest.MonkeyPatch
+    command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    nacre("doctor")
+    command("doctor")
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    nacre("doctor")
+    command("doctor")
     assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
 
 
@@ -63,8 +44,8 @@ def test_public_names_exist() -> None:
     assert subprocess.run([sys.executable, "-c", check]).returncode == 0
 
 
-def test_grow_prints_table_report_and_next_step(nacre: Run, tmp_path: Path) -> None:
-    code, out, err = nacre(
+def test_grow_prints_table_report_and_next_step(command: Command, tmp_path: Path) -> None:
+    code, out, err = command(
         "grow", "tiny", "--out", tmp_path / "run", "--set", "stages.2.tokens=512", *TINY
     )
     assert code == 0
@@ -77,8 +58,8 @@ def test_grow_prints_table_report_and_next_step(nacre: Run, tmp_path: Path) -> N
     assert "nacre generate" in err
 
 
-def test_grow_json(nacre: Run, tmp_path: Path) -> None:
-    code, out, err = nacre(
+def test_grow_json(command: Command, tmp_path: Path) -> None:
+    code, out, err = command(
         "grow", "tiny", "--out", tmp_path / "run", "--json", "--quiet", *TINY,
         "--set", "stages=[{add_blocks: 1, tokens: 512}]",
     )  # fmt: skip
@@ -90,9 +71,9 @@ def test_grow_json(nacre: Run, tmp_path: Path) -> None:
     assert result["stages"][0]["validation"]["bits_per_byte"] > 0
 
 
-def test_grow_own_text(nacre: Run, tmp_path: Path) -> None:
+def test_grow_own_text(command: Command, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("The oyster lays down one thin layer at a time.\n\n" * 400)
-    code, out, _ = nacre(
+    code, out, _ = command(
         "grow", "tiny", "--data", tmp_path / "text.txt", "--out", tmp_path / "run", *TINY,
         "--json", "--set", "stages=[{add_blocks: 1, tokens: 512}]",
     )  # fmt: skip
@@ -100,8 +81,8 @@ def test_grow_own_text(nacre: Run, tmp_path: Path) -> None:
     assert json.loads(out)["stages"][0]["tokens"] == 512
 
 
-def test_grow_says_what_has_no_effect(nacre: Run, tmp_path: Path) -> None:
-    _, _, err = nacre(
+def test_grow_says_what_has_no_effect(command: Command, tmp_path: Path) -> None:
+    _, _, err = command(
         "grow", "tiny", "--out", tmp_path / "run", *TINY,
         "--set", "substrate={kind: code, seed: 3}", "--set", "model.width=36",
         "--set", "stages=[{add_blocks: 1, tokens: 512}]",
@@ -109,8 +90,8 @@ def test_grow_says_what_has_no_effect(nacre: Run, tmp_path: Path) -> None:
     assert "substrate.seed has no effect with substrate.kind: code" in err
 
 
-def test_a_mistake_is_one_message_and_exit_code_2(nacre: Run, tmp_path: Path) -> None:
-    code, out, err = nacre(
+def test_a_mistake_is_one_message_and_exit_code_2(command: Command, tmp_path: Path) -> None:
+    code, out, err = command(
         "grow", "tiny", "--out", tmp_path / "run", "--set", "model.heads=5",
         "--set", "model.widht=9", "--set", "training.lr=fast",
     )  # fmt: skip
@@ -155,57 +136,58 @@ def test_a_mistake_is_one_message_and_exit_code_2(nacre: Run, tmp_path: Path) ->
     ],
 )
 def test_bad_input(
-    nacre: Run,
+    command: Command,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     arguments: tuple[str, ...],
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, out, err = nacre(*arguments)
+    code, out, err = command(*arguments)
     assert code == 2
     assert out == ""
     assert message in err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_plan_table_and_json(nacre: Run) -> None:
-    code, out, _ = nacre("plan", "paper-9x3-glyph")
+def test_plan_table_and_json(command: Command) -> None:
+    code, out, _ = command("plan", "paper-9x3-glyph")
     assert code == 0
     assert "104.9M" in out
     assert "12,592,128" in out
-    _, out, _ = nacre("plan", "paper-9x3-glyph", "--json")
+    _, out, _ = command("plan", "paper-9x3-glyph", "--json")
     assert json.loads(out)["stages"][0]["active_parameters"] == 104_887_296
 
 
-def test_doctor(nacre: Run) -> None:
-    _, out, _ = nacre("doctor", "--json")
+def test_doctor(command: Command) -> None:
+    _, out, _ = command("doctor", "--json")
     found = json.loads(out)
     assert found["versions"]["torch"]
     assert isinstance(found["bf16"], bool)
     assert found["disk_free_bytes"] > 0
-    code, out, _ = nacre("doctor")
+    code, out, _ = command("doctor")
     assert code == 0
     assert "threads" in out
 
 
-def test_generate_from_run_stage_and_every_depth(nacre: Run, tiny_run: Path) -> None:
+def test_generate_from_run_stage_and_every_depth(command: Command, tiny_run: Path) -> None:
     few = ("--max-new-tokens", "5")
-    code, out, _ = nacre("generate", tiny_run, "The function", *few)
+    code, out, _ = command("generate", tiny_run, "The function", *few)
     assert code == 0
     assert out.startswith("The function")
-    _, run_json, _ = nacre("generate", tiny_run, "The function", *few, "--json")
-    _, stage_json, _ = nacre("generate", tiny_run / "stages" / "03", "The function", *few, "--json")
+    _, run_json, _ = command("generate", tiny_run, "The function", *few, "--json")
+    third = tiny_run / "stages" / "03"
+    _, stage_json, _ = command("generate", third, "The function", *few, "--json")
     assert json.loads(run_json) == json.loads(stage_json)
-    _, depths, _ = nacre("generate", tiny_run, "The function", *few, "--depths", "--json")
+    _, depths, _ = command("generate", tiny_run, "The function", *few, "--depths", "--json")
     assert [stage["depth"] for stage in json.loads(depths)["stages"]] == [1, 2, 3]
-    code, table, _ = nacre("generate", tiny_run, "The function", *few, "--depths")
+    code, table, _ = command("generate", tiny_run, "The function", *few, "--depths")
     assert "depth 3" in table
 
 
-def test_generation_is_seeded_and_greedy_is_not_random(nacre: Run, tiny_run: Path) -> None:
+def test_generation_is_seeded_and_greedy_is_not_random(command: Command, tiny_run: Path) -> None:
     def text(*options: str) -> str:
-        _, out, _ = nacre("generate", tiny_run, "a", "--max-new-tokens", "12", "--json", *options)
+        _, out, _ = command("generate", tiny_run, "a", "--max-new-tokens", "12", "--json", *options)
         return json.loads(out)["text"]
 
     assert text("--seed", "1") == text("--seed", "1")
@@ -213,54 +195,54 @@ def test_generation_is_seeded_and_greedy_is_not_random(nacre: Run, tiny_run: Pat
     assert text("--temperature", "0", "--seed", "1") == text("--temperature", "0", "--seed", "2")
 
 
-def test_generate_with_an_empty_prompt(nacre: Run, tiny_run: Path) -> None:
-    code, _, _ = nacre("generate", tiny_run, "--max-new-tokens", "3")
+def test_generate_with_an_empty_prompt(command: Command, tiny_run: Path) -> None:
+    code, _, _ = command("generate", tiny_run, "--max-new-tokens", "3")
     assert code == 0
 
 
-def test_prompt_that_does_not_fit(nacre: Run, tiny_run: Path) -> None:
-    code, _, err = nacre("generate", tiny_run, "word " * 40, "--max-new-tokens", "10")
+def test_prompt_that_does_not_fit(command: Command, tiny_run: Path) -> None:
+    code, _, err = command("generate", tiny_run, "word " * 40, "--max-new-tokens", "10")
     assert code == 2
     assert "exceed 32" in err
 
 
-def test_prompt_that_fills_the_context(nacre: Run, tiny_run: Path) -> None:
-    code, _, err = nacre("generate", tiny_run, "word " * 400, "--max-new-tokens", "1")
+def test_prompt_that_fills_the_context(command: Command, tiny_run: Path) -> None:
+    code, _, err = command("generate", tiny_run, "word " * 400, "--max-new-tokens", "1")
     assert code == 2
     assert "--max-new-tokens" not in err, "no number of new tokens would help"
 
 
-def test_a_folder_that_cannot_be_made(nacre: Run, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made(command: Command, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    code, _, err = nacre("grow", "tiny", "--out", tmp_path / "file" / "run", *TINY)
+    code, _, err = command("grow", "tiny", "--out", tmp_path / "file" / "run", *TINY)
     assert code == 2
     assert f"{tmp_path / 'file' / 'run'}: Not a directory" in err
 
 
 def test_an_interrupted_run_says_how_to_go_on(
-    nacre: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Display, "stage_started", interrupt)
-    code, _, err = nacre("grow", "tiny", "--out", tmp_path / "run", *TINY)
+    code, _, err = command("grow", "tiny", "--out", tmp_path / "run", *TINY)
     assert code == 130
     assert f"nacre grow --resume --out {tmp_path / 'run'}" in err
 
 
-def test_report_again(nacre: Run, tiny_run: Path) -> None:
-    code, out, _ = nacre("report", tiny_run)
+def test_report_again(command: Command, tiny_run: Path) -> None:
+    code, out, _ = command("report", tiny_run)
     assert code == 0
     assert Path(out.strip()).exists()
-    code, out, _ = nacre("report", tiny_run, "--json")
+    code, out, _ = command("report", tiny_run, "--json")
     assert code == 0
     assert json.loads(out)["report"] == str(tiny_run / "report" / "index.html")
 
 
-def test_substrate_build_and_show(nacre: Run, tiny_run: Path, tmp_path: Path) -> None:
+def test_substrate_build_and_show(command: Command, tiny_run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "substrate"
-    code, out, _ = nacre(
+    code, out, _ = command(
         "substrate", "build", tiny_run / "tokenizer", "--out", folder, "--width", "32", "--json"
     )
     assert code == 0
@@ -268,19 +250,19 @@ def test_substrate_build_and_show(nacre: Run, tiny_run: Path, tmp_path: Path) ->
 
     assert json.loads(out)["fingerprint"] == Substrate.load(tiny_run / "substrate").fingerprint
     png = tmp_path / "e.png"
-    code, out, _ = nacre("substrate", "show", "e", "--substrate", folder, "--png", png)
+    code, out, _ = command("substrate", "show", "e", "--substrate", folder, "--png", png)
     assert code == 0
     assert png.read_bytes().startswith(b"\x89PNG")
     assert len(out.splitlines()) == 16 // 2 + 8
-    code, _, err = nacre("substrate", "build", tiny_run / "tokenizer", "--out", folder)
+    code, _, err = command("substrate", "build", tiny_run / "tokenizer", "--out", folder)
     assert code == 2
     assert "is not empty" in err
 
 
 def test_substrate_build_says_what_has_no_effect(
-    nacre: Run, tiny_run: Path, tmp_path: Path
+    command: Command, tiny_run: Path, tmp_path: Path
 ) -> None:
-    code, _, err = nacre(
+    code, _, err = command(
         "substrate", "build", tiny_run / "tokenizer", "--out", tmp_path / "s", "--kind", "code",
         "--fit", "vocabulary",
     )  # fmt: skip
@@ -288,8 +270,8 @@ def test_substrate_build_says_what_has_no_effect(
     assert "--fit has no effect with --kind code" in err
 
 
-def test_tokenizer_build(nacre: Run, tmp_path: Path) -> None:
-    code, out, _ = nacre("tokenizer", "build", "--size", "600", "--out", tmp_path / "t", "--json")
+def test_tokenizer_build(command: Command, tmp_path: Path) -> None:
+    code, out, _ = command("tokenizer", "build", "--size", "600", "--out", tmp_path / "t", "--json")
     assert code == 0
     assert json.loads(out)["size"] == 600
     from nacre import tokenizer as tokenizers

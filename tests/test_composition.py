@@ -9,21 +9,19 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Build
+from conftest import WITHOUT_NACRE, Build, Command
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import nacre
 from nacre import composition, generation
 from nacre import tokenizer as tokenizers
-from nacre.cli import main
 from nacre.composition.card import FORMULAS
 from nacre.composition.expert import Expert
 from nacre.errors import CheckpointError, ConfigError, FingerprintError, NacreError
@@ -339,19 +337,9 @@ def test_names_are_those_of_the_runs(place: Place, tmp_path: Path) -> None:
 
 # --- bundles ---
 
-WITHOUT_NACRE = """
-import sys
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "nacre":
-            raise ImportError("nacre is blocked here")
-sys.meta_path.insert(0, Block())
-try:
-    import nacre
-except ImportError:
-    pass
-else:
-    sys.exit("nacre could be imported")
+PROGRAM = (
+    WITHOUT_NACRE
+    + """
 import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -362,6 +350,7 @@ generated = model.generate(ids, max_new_tokens=5, do_sample=False)
 save_file({"logits": model(ids).logits, "generated": generated}, sys.argv[2])
 assert not any(name.partition(".")[0] == "nacre" for name in sys.modules)
 """
+)
 
 
 def test_a_bundle_loads_where_nacre_is_not_installed(place: Place, tmp_path: Path) -> None:
@@ -371,7 +360,7 @@ def test_a_bundle_loads_where_nacre_is_not_installed(place: Place, tmp_path: Pat
     shutil.rmtree(place.root)
     code = tmp_path / "modules"
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(code)}
-    command = [sys.executable, "-c", WITHOUT_NACRE, str(out), str(found)]
+    command = [sys.executable, "-c", PROGRAM, str(out), str(found)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     tensors = load_file(found)
@@ -501,25 +490,9 @@ def test_a_refused_change_leaves_the_composition_as_it_was(place: Place, tmp_pat
 
 # --- the command line and traces ---
 
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run a command; return exit code, stdout, stderr."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stop:
-            main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return run
-
 
 def test_compose_add_and_remove_from_the_command_line(
-    command: Run, place: Place, tmp_path: Path
+    command: Command, place: Place, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     code, printed, said = command(
@@ -539,7 +512,7 @@ def test_compose_add_and_remove_from_the_command_line(
 
 
 def test_options_of_the_command_that_do_not_go_together(
-    command: Run, place: Place, tmp_path: Path
+    command: Command, place: Place, tmp_path: Path
 ) -> None:
     code, _, said = command("compose", place.a, place.b, "--add", place.other, "--mix", "entropy")
     assert code == 2
@@ -568,7 +541,7 @@ def test_a_composition_generates_as_any_model(place: Place, tmp_path: Path) -> N
 
 
 def test_a_trace_says_who_carried_each_token(
-    command: Run, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
     nacre.compose([place.a, place.other], out, "weighted", weights=[1, 3])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import WITHOUT_NACRE
 from safetensors import safe_open
 
 from nacre import tokenizer as tokenizers
@@ -22,13 +23,9 @@ from nacre.train import checkpoint, folder
 from nacre.train.grow import grow
 from nacre.train.observer import Observer
 
-WITHOUT_NACRE = """
-import sys
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "nacre":
-            raise ImportError("nacre is not installed here")
-sys.meta_path.insert(0, Blocker())
+PROGRAM = (
+    WITHOUT_NACRE
+    + """
 from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
@@ -36,6 +33,7 @@ ids = tokenizer("def f(x): 水😀", return_tensors="pt")
 assert tokenizer.decode(ids.input_ids[0]) == "def f(x): 水😀"
 print(repr(model(**ids).logits.double().sum().item()))
 """
+)
 
 
 def records(run: Path) -> list[dict]:
@@ -150,7 +148,7 @@ def test_lineage(run: Path) -> None:
 def test_stage_loads_where_nacre_is_not_installed(run: Path) -> None:
     stage = checkpoint.stages(run)[-1]
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_NACRE, str(stage)], capture_output=True, text=True
+        [sys.executable, "-c", PROGRAM, str(stage)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     model = checkpoint.load_model(stage).eval()
