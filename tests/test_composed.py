@@ -21,9 +21,9 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from nacre.models import composed, mixing, stock
+from nacre.models import composed, stock
 from nacre.models.composed import ComposedConfig, ComposedForCausalLM
-from nacre.models.mixing import Rule
+from nacre.models.rules import Rule, mix
 
 VOCABULARY = 64
 Build = Callable[..., PreTrainedModel]
@@ -35,6 +35,7 @@ RULES = [
     Rule("weighted", "logits", weights=(1.0, 3.0, 0.5)),
     Rule("posterior"),
     Rule("posterior", "logits", prior=(0.2, 0.5, 0.3), decay=1.0, floor=0.05),
+    Rule("fixed-share", prior=(0.2, 0.5, 0.3), switch=0.05),
     Rule("entropy"),
     Rule("selective", threshold=0.03, prior=(0.2, 0.5, 0.3)),
     Rule("top-k", k=2, prior=(0.2, 0.5, 0.3)),
@@ -78,7 +79,7 @@ def naive(rule: Rule, logits: Sequence[torch.Tensor], ids: torch.Tensor) -> torc
     for expert, one in enumerate(logits):
         log_p = one.double().log_softmax(-1)[:, :-1]
         observed[expert, :, 1:] = log_p.gather(-1, ids[:, 1:, None]).squeeze(-1)
-    return mixing.mix(rule, logits, observed).output_BTV
+    return mix(rule, logits, observed).output_BTV
 
 
 def close(found: torch.Tensor | None, expected: torch.Tensor, atol: float = 1e-5) -> None:
@@ -834,7 +835,9 @@ def allocations(run: Callable[[], object]) -> tuple[int, list[int]]:
     return peak, [size for size in sizes if size > 0]
 
 
-@pytest.mark.parametrize("rule", [RULES[0], RULES[4], RULES[6]], ids=lambda rule: rule.name)
+@pytest.mark.parametrize(
+    "rule", [RULES[0], RULES[4], Rule("fixed-share"), Rule("entropy")], ids=lambda rule: rule.name
+)
 def test_memory_is_that_of_one_expert_and_a_quarter(rule: Rule) -> None:
     vocabulary = 20_000
     config = LlamaConfig(

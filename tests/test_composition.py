@@ -29,7 +29,7 @@ from nacre.growth import ledger
 from nacre.growth import plan as plans
 from nacre.models import stock
 from nacre.models.composed import ComposedForCausalLM
-from nacre.models.mixing import RULES
+from nacre.models.rules import RULES, TRAINED
 from nacre.train import checkpoint
 from nacre.train.grow import grow
 
@@ -319,7 +319,10 @@ def test_an_expert_that_changed_or_went_is_refused_before_its_weights(
 
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_is_saved_loaded_and_described(rule: str, grown: Place, tmp_path: Path) -> None:
-    options = {"weights": [1, 3]} if rule == "weighted" else {}
+    options: dict[str, Any] = {"weights": [1, 3]} if rule == "weighted" else {}
+    if rule in TRAINED:
+        sources = (str(grown.root / "text.txt"),)
+        options["tuning"] = composition.Tuning(sources=sources, tokens=512, validation_tokens=256)
     nacre.compose([grown.a, grown.other], tmp_path / "out", rule, **options)
     config = AutoConfig.from_pretrained(tmp_path / "out")
     assert config.mix["name"] == rule

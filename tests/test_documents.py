@@ -72,6 +72,9 @@ def test_composition_commands_and_python_run(
         (tmp_path / name).mkdir()
         text = f"It was the best of times in {name}, it was the worst of times.\n\n" * 100
         (tmp_path / name / "text.txt").write_text(text)
+    for name in ("en", "ru"):
+        (tmp_path / "heldout" / name).mkdir(parents=True)
+        (tmp_path / "heldout" / name / "text.txt").write_text("It was the age of wisdom.\n")
     monkeypatch.chdir(tmp_path)
     document = ROOT / "docs" / "composition.md"
     for command in commands(document):

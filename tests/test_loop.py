@@ -20,14 +20,13 @@ from nacre.growth.plan import Stage, Training
 from nacre.growth.stage import freeze_below
 from nacre.models import stock
 from nacre.train import checkpoint
-from nacre.train.device import PeakMemory, bf16_is_fast, cpu_features
+from nacre.train.device import PeakMemory, bf16_is_fast, cpu_features, micro_batches
 from nacre.train.loop import (
     Progress,
     StageRun,
     compiles,
     evaluate,
     learning_rate,
-    micro_batches,
     parameter_groups,
     scores,
     setup,

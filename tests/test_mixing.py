@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -15,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 
-from nacre.models import mixing
-from nacre.models.mixing import IMPOSSIBLE, Rule, active, mix
+from nacre.models import mixing, rules
+from nacre.models.mixing import IMPOSSIBLE
+from nacre.models.rules import Rule, mix
 
 Logits = list[torch.Tensor]
 INF = math.inf
@@ -25,6 +27,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("weighted", {"weights": (1.0, 3.0, 0.5)}),
     ("posterior", {"prior": (0.2, 0.5, 0.3), "floor": 0.05}),
     ("posterior", {"decay": 1.0}),
+    ("fixed-share", {"prior": (0.2, 0.5, 0.3), "switch": 0.1}),
     ("entropy", {"temperature": 0.7}),
     ("top-k", {"k": 2, "prior": (0.2, 0.5, 0.3)}),
     ("selective", {"threshold": 0.4, "prior": (0.2, 0.5, 0.3)}),
@@ -90,7 +93,15 @@ def naive_mix(rule: Rule, logits: Logits, observed: torch.Tensor) -> torch.Tenso
     shares = torch.tensor(rule.shares(len(logits)), dtype=torch.float64)
     shares = (shares / shares.sum())[:, None, None]
     weights = shares.expand(observed.shape)
-    if rule.reads_text:
+    if rule.name == "fixed-share":
+        stay = (1 - rule.switch) * torch.eye(len(logits), dtype=torch.float64)
+        moves = stay + rule.switch * shares[:, :, 0]
+        here, steps = weights[..., 0], []
+        for t in range(observed.shape[2]):
+            here = moves @ (here * observed[..., t].double().exp())
+            steps.append(here / here.sum(0))
+        weights = torch.stack(steps, -1)
+    elif rule.reads_text:
         weights = shares * naive_sums(observed, rule.decay).exp()
         weights = weights / weights.sum(0)
         weights = (1 - rule.floor) * weights + rule.floor * shares
@@ -310,7 +321,7 @@ def test_one_pass_equals_step_by_step(rule: Rule) -> None:
         weights.append(step.log_weights_EBT)
     torch.testing.assert_close(torch.cat(weights, 2), whole.log_weights_EBT, rtol=0, atol=1e-6)
     torch.testing.assert_close(torch.cat(outputs, 1), whole.output_BTV, rtol=0, atol=2e-6)
-    if rule.decay == 1.0:
+    if rule.decay == 1.0 or rule.name == "fixed-share":
         assert state is not None
         assert whole.state_EB is not None
         assert torch.equal(state, whole.state_EB)
@@ -362,6 +373,46 @@ def test_posterior_is_bayes_and_forgets() -> None:
     assert (weights[0, 0] - weights[1, 0]).tolist() == pytest.approx([0.0, 2.0, -0.5])
 
 
+def naive_fixed_share(observed: torch.Tensor, prior: list[float], switch: float) -> torch.Tensor:
+    """Return the weights `[E, B, T]` by summing over every sequence of experts."""
+    experts, batch, positions = observed.shape
+    weights = torch.zeros(experts, batch, positions)
+    for b in range(batch):
+        for t in range(positions):
+            for path in itertools.product(range(experts), repeat=t + 2):
+                probability = prior[path[0]]
+                for s in range(t + 1):
+                    probability *= math.exp(observed[path[s], b, s])
+                    drawn = switch * prior[path[s + 1]]
+                    probability *= drawn + (1 - switch) * (path[s] == path[s + 1])
+                weights[path[-1], b, t] += probability
+    return weights / weights.sum(0)
+
+
+def test_fixed_share_is_the_posterior_over_all_sequences_of_experts() -> None:
+    _, observed = some(3, 2, 5, 2)
+    prior = [0.2, 0.5, 0.3]
+    weights, _ = mixing.fixed_share(observed, prior, 0.1)
+    torch.testing.assert_close(weights.exp(), naive_fixed_share(observed, prior, 0.1))
+    bayes, _ = mixing.posterior(observed, prior, 1.0)
+    nearly, _ = mixing.fixed_share(observed, prior, 1e-12)
+    torch.testing.assert_close(nearly.exp(), bayes.exp())
+
+
+def test_fixed_share_loses_a_switch_and_no_more() -> None:
+    observed = torch.full((2, 1, 200), -6.0)
+    observed[0, 0, :100] = observed[1, 0, 100:] = -1.0
+    weights, _ = mixing.fixed_share(observed, (1.0, 1.0), 0.01)
+    before = torch.cat([torch.full((2, 1, 1), math.log(0.5)), weights[..., :-1]], -1)
+    lost = -(before + observed).logsumexp(0).sum() - 200
+    assert lost < 2 * math.log(2 / 0.01) + 200 * 0.01
+    pieces, state = [], None
+    for part in observed.split([1, 7, 92, 100], -1):
+        log_weights, state = mixing.fixed_share(part, (1.0, 1.0), 0.01, state)
+        pieces.append(log_weights)
+    assert torch.equal(torch.cat(pieces, -1), weights)
+
+
 def test_impossible_tokens_make_no_nan_and_experts_come_back() -> None:
     observed = torch.zeros(2, 1, 300)
     observed[0, 0, 1] = -INF
@@ -409,7 +460,6 @@ def test_a_skipped_expert_has_no_weight_and_keeps_its_sum() -> None:
     logits, observed = some(3, 2, 1, 17)
     observed += torch.tensor([-1.0, -9.0, -2.0])[:, None, None]
     state = torch.tensor([[-5.0, -5.0], [-1.0, -30.0], [-50.0, -50.0]], dtype=torch.float64)
-    assert active(rule, 3, state) == [True, True, False]
     observed[2] = math.nan
     mixed = mix(rule, [logits[0], logits[1], None], observed, state)
     assert mixed.state_EB is not None
@@ -418,7 +468,6 @@ def test_a_skipped_expert_has_no_weight_and_keeps_its_sum() -> None:
     assert mixed.log_weights_EBT[2].isneginf().all()
     expected = torch.where(mixed.log_weights_EBT[0, ..., None] == 0, logits[0], logits[1])
     assert torch.equal(mixed.output_BTV, expected.log_softmax(-1))
-    assert active(rule, 3, mixed.state_EB) == [True, False, False]
 
 
 def test_a_skipped_expert_catches_up_to_the_sums_of_one_pass() -> None:
@@ -440,28 +489,6 @@ def test_a_state_moved_on_by_the_caller_is_not_moved_again() -> None:
     torch.testing.assert_close(step.output_BTV, whole.output_BTV[:, -1:])
     assert step.state_EB is not None
     assert torch.equal(step.state_EB, state)
-
-
-@pytest.mark.parametrize(
-    ("rule", "expected"),
-    [
-        (Rule("mean-logits"), [True] * 3),
-        (Rule("entropy"), [True] * 3),
-        (Rule("weighted", weights=(1, 0, 2)), [True, False, True]),
-        (Rule("posterior", prior=(0, 1, 1)), [False, True, True]),
-        (Rule("selective"), [True] * 3),
-        (Rule("top-k", k=1), [True, False, False]),
-        (Rule("top-k", k=2, prior=(0.1, 0.2, 0.3)), [False, True, True]),
-        (Rule("top-k", k=2, prior=(0, 0, 1)), [False, False, True]),
-    ],
-    ids=lambda value: value.name if isinstance(value, Rule) else "",
-)
-def test_active_names_who_must_run(rule: Rule, expected: list[bool]) -> None:
-    assert active(rule, 3) == expected
-    logits, observed = some(3, 2, 1, 17)
-    full = mix(rule, logits, observed)
-    run = [one if needed else None for one, needed in zip(logits, expected, strict=True)]
-    torch.testing.assert_close(mix(rule, run, observed).output_BTV, full.output_BTV)
 
 
 @pytest.mark.parametrize(
@@ -524,6 +551,11 @@ BAD_RULES = [
     ({"decay": "0.9"}, "decay: '0.9' (allowed: a number from 1e-06 to 1)"),
     ({"floor": 1}, "floor: 1 (allowed: a number from 0, under 1)"),
     ({"floor": -0.1}, "floor: -0.1 (allowed: a number from 0, under 1)"),
+    ({"name": "fixed-share", "switch": 0}, "switch: 0 (allowed: a number above 0, under 1)"),
+    ({"name": "fixed-share", "switch": 1}, "switch: 1 (allowed: a number above 0, under 1)"),
+    ({"name": "adapter", "rank": -1}, "rank: -1 (allowed: a whole number of at least 1, or 0"),
+    ({"name": "adapter", "candidates": 0}, "candidates: 0 (allowed: a whole number of at least 1"),
+    ({"name": "gate", "rank": 4}, "rank: 4 is no option of gate (it has: no options)"),
     ({"name": "entropy", "temperature": 0}, "temperature: 0 (allowed: a number above 0)"),
     ({"name": "top-k", "k": 4}, "k: 4 (allowed: 1 to 3)"),
     ({"name": "top-k", "k": 0}, "k: 0 (allowed: 1 to 3)"),
@@ -580,7 +612,16 @@ BAD_CALLS: list[tuple[Callable[[], object], str]] = [
         lambda: mix(Rule("top-k", prior=(0, 1)), [X(1, 1, 2), None], X(2, 1, 1)),
         "logits: none of expert 1 (the rule top-k needs them)",
     ),
-    (lambda: active(Rule("top-k"), 2, X(3, 1)), "state: expected [2, 1], got [3, 1]"),
+    (
+        lambda: mixing.fixed_share(X(2, 1, 1), (1, 1), 0),
+        "switch: 0 (allowed: a number above 0, under 1)",
+    ),
+    (lambda: mixing.fixed_share(X(2, 1, 1), (1,), 0.1), "prior: expected [2], got [1]"),
+    (
+        lambda: mixing.fixed_share(X(2, 1, 1), (1, 1), 0.1, X(1, 1)),
+        "state: expected [2, 1], got [1, 1]",
+    ),
+    (lambda: mix(Rule("gate"), [X(1, 1, 2)]), "name: 'gate' is trained"),
 ]
 
 
@@ -591,13 +632,29 @@ def test_a_wrong_call_is_refused(call: Callable[[], object], message: str) -> No
     assert str(caught.value).startswith(message)
 
 
-def test_the_file_stands_alone() -> None:
-    """A composition carries it to places where nacre is not installed."""
-    tree = ast.parse(Path(mixing.__file__).read_text(encoding="utf-8"))
+def test_the_files_stand_alone() -> None:
+    """A composition carries them to places where nacre is not installed."""
     found: set[str] = set()
+    for module in (mixing, rules):
+        found |= imported(Path(str(module.__file__)))
+    assert found == {
+        "__future__",
+        "collections",
+        "dataclasses",
+        "math",
+        "mixing",
+        "torch",
+        "typing",
+    }
+
+
+def imported(path: Path) -> set[str]:
+    """Return the packages, and modules of the same folder, that a file imports."""
+    found: set[str] = set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {name.name.split(".")[0] for name in node.names}
         if isinstance(node, ast.ImportFrom):
             found.add((node.module or ".").split(".")[0])
-    assert found == {"__future__", "collections", "dataclasses", "math", "torch", "typing"}
+    return found

@@ -55,6 +55,18 @@ def side_by_side(prompt: str, texts: Sequence[tuple[Mapping[str, Any], str]]) ->
     return table
 
 
+def named_rows(cells: Sequence[Sequence[str]]) -> Table:
+    """Return plain text cells, heads first, as a table whose first column names the rows."""
+    heads, *rows = cells
+    table = Table(box=box.SIMPLE_HEAD, padding=0)
+    table.add_column(Text(heads[0]), overflow="fold")
+    for head in heads[1:]:
+        table.add_column(Text(head), justify="right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
 def facts(data: Mapping[str, Any]) -> Table:
     """Return a mapping as a table of two columns."""
     table = Table(show_header=False, box=None)

@@ -19,9 +19,9 @@ from nacre.data.shards import Counts, TokenStore
 from nacre.growth import budget, ledger, plan
 from nacre.growth.plan import Plan
 from nacre.models import stock
-from nacre.train.device import bf16_is_fast
+from nacre.train.device import bf16_is_fast, micro_batches
 from nacre.train.engine import StageTrunk, reading
-from nacre.train.loop import StageRun, micro_batches, setup, train_step
+from nacre.train.loop import StageRun, setup, train_step
 from nacre.train.observer import Observer
 
 STEPS = 10_000  # a stage never ends while it is measured; its corpus is read over and over

@@ -18,15 +18,20 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from nacre.composition import expert as reading
+from nacre.composition import tuning as training
 from nacre.composition.card import sharing
 from nacre.composition.expert import RECORD, Expert, is_composition
-from nacre.composition.folder import write
+from nacre.composition.folder import configuration, file_hash, write
+from nacre.composition.tuning import Trained, Tuning
 from nacre.errors import CheckpointError, ConfigError, FingerprintError, Problem, nearest
-from nacre.models.composed import ComposedConfig, ComposedForCausalLM
-from nacre.models.mixing import RULES, Rule
+from nacre.models.composed import TRAINED_FILE, ComposedConfig, ComposedForCausalLM
+from nacre.models.rules import RULES, TRAINED, Rule
+from nacre.models.trained import check as check_size
 from nacre.train import checkpoint
+from nacre.train.observer import Observer
 
 __all__ = [
+    "Tuning",
     "add",
     "compose",
     "is_composition",
@@ -35,6 +40,7 @@ __all__ = [
     "make",
     "remove",
     "summary",
+    "tune",
     "verify",
 ]
 
@@ -63,16 +69,23 @@ def compose(
     *,
     names: Sequence[str] | None = None,
     bundle: bool = False,
+    tuning: Tuning | None = None,
+    tune_heads: bool = False,
+    observer: Observer | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Write a composition of `experts` (stages, runs, Hugging Face folders); return its record.
 
-    `mix` is a rule of `mixing.RULES` and `options` are its options. `names` default to the names of
+    `mix` is a rule of `rules.RULES` and `options` are its options. `names` default to the names of
     the runs' folders. With `bundle` the folder holds the weights (hard links where the file system
-    has them) and the code. Raises ConfigError, CheckpointError or FingerprintError before any
-    weight is read.
+    has them) and the code. `tuning` says on what text a trained rule or, with `tune_heads`, the
+    experts' heads train. Raises ConfigError, CheckpointError or FingerprintError before any weight
+    is read.
     """
-    return make(experts, out, mix, options, names=names, bundle=bundle)
+    return make(
+        experts, out, mix, options,
+        names=names, bundle=bundle, tuning=tuning, tune_heads=tune_heads, observer=observer,
+    )  # fmt: skip
 
 
 def make(
@@ -83,6 +96,9 @@ def make(
     *,
     names: Sequence[str] | None = None,
     bundle: bool = False,
+    tuning: Tuning | None = None,
+    tune_heads: bool = False,
+    observer: Observer | None = None,
 ) -> dict[str, Any]:
     """Do what `compose` does, with the rule's options as a mapping of any keys."""
     target = Path(out)
@@ -92,11 +108,55 @@ def make(
         problems.append(Problem("experts", f"{len(experts)} is too few", fix))
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         problems.append(Problem("--out", f"{target} is not empty", "name a new folder"))
+    elif not problems:
+        rule = Rule.parse({"name": mix, **options}, len(experts))
+        problems += training.check(rule, tune_heads, tuning)
     if problems:
         raise ConfigError(problems)
     found = reading.read_experts(experts, names)
     reading.check_agreement(found)
-    return write(target, found, Rule.parse({"name": mix, **options}, len(found)), bundle)
+    rule = Rule.parse({"name": mix, **options}, len(found))
+    try:
+        check_size(rule, len(found), reading.field(found[0], "vocab_size"))
+    except ValueError as error:
+        raise ConfigError(Problem("--set rank", str(error).removeprefix("rank: "))) from None
+    trained = _train(found, rule, tune_heads, tuning, observer)
+    return write(target, found, rule, bundle, trained=trained)
+
+
+def tune(
+    folder: str | Path, tuning: Tuning | None, observer: Observer | None = None
+) -> dict[str, Any]:
+    """Train the experts' heads together under the rule of the composition in `folder`, in place.
+
+    The paper's follow-up to averaging (arXiv 2507.07129): the experts' own checkpoints stay as they
+    are, the composition holds the tuned heads. Heads that were tuned before begin anew. Returns the
+    new record; raises as `compose` does.
+    """
+    target, record, experts = _open(folder)
+    rule = Rule.parse(record["mix"], len(experts))
+    if problems := training.check(rule, True, tuning):
+        raise ConfigError(problems)
+    trained = _train(experts, rule, True, tuning, observer)
+    return write(target, experts, rule, record["bundled"], trained=trained)
+
+
+def _train(
+    experts: Sequence[Expert],
+    rule: Rule,
+    heads: bool,
+    tuning: Tuning | None,
+    observer: Observer | None,
+) -> Trained | None:
+    """Train what a composition of these experts has to train, if anything."""
+    if tuning is None:
+        return None
+    config = configuration(experts, [str(expert.path) for expert in experts], rule)
+    try:
+        model = ComposedForCausalLM(config, [checkpoint.load_model(e.path) for e in experts])
+    except ValueError as error:  # a gate over experts whose hidden states cannot be reached
+        raise ConfigError(Problem("--mix", str(error), "use adapter, or another rule")) from None
+    return training.tune(model, experts, heads, tuning, observer or Observer())
 
 
 def add(new: str | Path, folder: str | Path, name: str | None = None) -> dict[str, Any]:
@@ -110,7 +170,7 @@ def add(new: str | Path, folder: str | Path, name: str | None = None) -> dict[st
     experts = [*known, *reading.read_experts([new], None if name is None else [name], taken)]
     reading.refuse_twins(experts)
     reading.check_agreement(experts)
-    rule, notes = _carried(record["mix"], len(experts))
+    rule, notes = _carried(record, len(experts))
     return write(target, experts, rule, record["bundled"], notes)
 
 
@@ -128,7 +188,7 @@ def remove(name: str, folder: str | Path) -> dict[str, Any]:
     if len(experts) < 2:
         fix = "use the other expert alone, or --add another one first"
         raise ConfigError(Problem("--remove", f"{target} would be left with one expert", fix))
-    rule, notes = _carried(record["mix"], len(experts))
+    rule, notes = _carried(record, len(experts))
     return write(target, experts, rule, record["bundled"], notes)
 
 
@@ -139,6 +199,14 @@ def summary(record: Mapping[str, Any]) -> list[str]:
     rule = record["mix"]["name"] + (f" ({options})" if options else "")
     lines = [f"{names}: mixed by {rule}, {record['parameters']:,} parameters"]
     lines += [sharing(entry) for entry in record["shared"]]
+    if trained := record.get("trained"):
+        before, after = (
+            trained["validation"][when]["bits_per_byte"] for when in ("before", "after")
+        )
+        lines.append(
+            f"{trained['what']} trained on {trained['tokens']:,} tokens in "
+            f"{trained['seconds']:.0f} s: {before:.4f} -> {after:.4f} bits per byte, held out"
+        )
     return [*lines, *(f"note: {note}" for note in record["notes"])]
 
 
@@ -160,6 +228,17 @@ def verify(folder: Path, leaving: str | None = None) -> None:
                 fix = f"it was changed after composing: restore {place}, or compose again"
                 what = f"expert {expert['name']!r} of {folder}"
                 raise FingerprintError(what, recorded[:12], found[:12], fix)
+    trained = checkpoint.read_json(folder / RECORD).get("trained")
+    if trained is not None:
+        if not (folder / TRAINED_FILE).is_file():
+            fix = "restore it, or compose and train again"
+            raise CheckpointError(f"{folder}: {TRAINED_FILE} is missing; {fix}")
+        found = file_hash(folder / TRAINED_FILE)
+        if found != trained["sha256"]:
+            fix = "restore it, or compose and train again"
+            raise FingerprintError(
+                f"{TRAINED_FILE} of {folder}", trained["sha256"][:12], found[:12], fix
+            )
 
 
 def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> ComposedForCausalLM:
@@ -203,9 +282,14 @@ def _rule_problems(mix: str, options: Mapping[str, Any], experts: int) -> list[P
     return problems
 
 
-def _carried(mix: Mapping[str, Any], experts: int) -> tuple[Rule, list[str]]:
+def _carried(record: Mapping[str, Any], experts: int) -> tuple[Rule, list[str]]:
     """Return a composition's rule for another number of experts, and what had to change."""
-    rule, notes = dict(mix), []
+    rule, notes = dict(record["mix"]), []
+    if record.get("trained", {}).get("what") == "heads":
+        notes.append("the heads that were tuned together are the experts' own again")
+    if rule["name"] in TRAINED:
+        notes.append(f"{rule['name']} was trained for other experts; now {Rule().name} mixes them")
+        rule = Rule().as_json()
     for key in ("weights", "prior"):
         if rule.pop(key, None) is not None:
             notes.append(f"{key} had a number for each expert; now all count alike")

@@ -13,9 +13,18 @@ FORMULAS = {
         "each expert weighs prior × its likelihood of the text so far, "
         "older tokens counting less by `decay` each"
     ),
+    "fixed-share": (
+        "each expert weighs its posterior given the text so far, where the text may change its "
+        "expert at any token with probability `switch`"
+    ),
     "entropy": "each expert weighs exp(−entropy / temperature): the surer, the more",
     "top-k": "the `k` best experts by `posterior`; the others are not run",
     "selective": "the leading expert by `posterior` alone where it is sure, else the mix",
+    "gate": "a trained gate weighs the experts by their final hidden states",
+    "adapter": (
+        "a trained adapter makes new logits of the experts' log-probabilities: a diagonal for "
+        "each, and a low-rank part over their likeliest tokens (`rank` 0: one dense matrix)"
+    ),
 }
 """What every rule does, in words."""
 
@@ -37,7 +46,7 @@ tags: [nacre, composition, mixture-of-experts]
 
 Mixed by `{mix["name"]}`: {FORMULAS[mix["name"]]}{f" ({set_to})" if set_to else ""}.
 
-Nothing was trained after the experts; each can be added or removed without a change to the others.
+{_trained(record)}
 
 | expert | family | blocks | width | parameters | stage | grown from | trained on | fingerprint |
 |---|---|---|---|---|---|---|---|---|
@@ -48,7 +57,7 @@ vocabulary of {record["vocabulary"]:,}, tokenizer `{record["tokenizer"][:16]}`.
 
 {shared or "No blocks are shared."}
 
-{_load(bundled=record["bundled"])}"""
+{lost(record["report"]) if record.get("report") else ""}{_load(bundled=record["bundled"])}"""
 
 
 def sharing(entry: Mapping[str, Any]) -> str:
@@ -57,6 +66,63 @@ def sharing(entry: Mapping[str, Any]) -> str:
     blocks = f"block {first}" if first == last else f"blocks {first} to {last}"
     saved = f"{entry['parameters_saved']:,} parameters fewer"
     return f"{blocks} shared by {', '.join(entry['experts'])}: run once, {saved}"
+
+
+def lost(report: Mapping[str, Any]) -> str:
+    """Return the section that says where the composition is worse than an expert alone."""
+    heads, *rows = report_cells(report)
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
+    table = "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
+    said = "On none of these texts is the composition worse than the best expert there."
+    if worse := verdicts(report, "worse"):
+        said = "\n".join(["The composition is worse on:\n", *(f"- {line}" for line in worse)])
+    context, stride = report["settings"]["context"], report["settings"]["stride"]
+    return f"""## Who lost what
+
+Bits per byte (less is better) of the composition, "mixed", and of each expert alone on the same
+texts (fingerprint `{report["texts"][:16]}`), in windows of {context:,} tokens that advance by
+{stride:,}. The difference is to the best expert of the row, with its 95% interval (bootstrap over
+documents).
+
+{table}
+
+{said}
+
+"""
+
+
+def report_cells(report: Mapping[str, Any]) -> list[list[str]]:
+    """Return a report's table as plain text, heads first: the card and a terminal show the same."""
+    names = list(report["rows"][0]["experts"])
+    heads = ["texts", "count", "mixed", *names, "difference", "95% interval"]
+    rows = [
+        [
+            _texts(row),
+            f"{row['documents']:,}",
+            *(f"{bits:.3f}" for bits in (row["composition"], *row["experts"].values())),
+            f"{row['difference']:+z.3f}",
+            "{:+z.3f} to {:+z.3f}".format(*row["interval"]) if row["interval"] else "none",
+        ]
+        for row in report["rows"]
+    ]
+    return [heads, *rows]
+
+
+def verdicts(report: Mapping[str, Any], outcome: str | None = None) -> list[str]:
+    """Return a sentence for each of a report's rows, or for those of one outcome."""
+    return [
+        f"{_texts(row)}: {row['verdict']}"
+        for row in report["rows"]
+        if outcome in (None, row["outcome"])
+    ]
+
+
+def _texts(row: Mapping[str, Any]) -> str:
+    return f"all of {row['name']}" if row["kind"] == "language" else row["name"]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def _row(expert: Mapping[str, Any]) -> str:
@@ -71,6 +137,22 @@ def _row(expert: Mapping[str, Any]) -> str:
         f"`{expert['fingerprint'][:16]}`" if expert["fingerprint"] else "",
     ]
     return f"| {' | '.join(map(str, cells))} |"
+
+
+def _trained(record: Mapping[str, Any]) -> str:
+    if not (trained := record.get("trained")):
+        return (
+            "Nothing was trained after the experts; each can be added or removed without a change "
+            "to the others."
+        )
+    before, after = (trained["validation"][when]["bits_per_byte"] for when in ("before", "after"))
+    sources = ", ".join(f"`{source}`" for source in trained["sources"])
+    return (
+        f"Trained after the experts: {trained['what']}, {trained['parameters']:,} parameters, on "
+        f"{trained['tokens']:,} tokens of {sources}. Held-out bits per byte {before:.4f} before, "
+        f"{after:.4f} after. The experts' own checkpoints did not change. Adding or removing an "
+        "expert takes this training back."
+    )
 
 
 def _load(bundled: bool) -> str:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from transformers import GenerationConfig
 
 from nacre import models
 from nacre import tokenizer as tokenizers
 from nacre.composition.card import card
 from nacre.composition.expert import RECORD, SPECIAL, Expert, field, shared_parts
+from nacre.composition.tuning import Trained
 from nacre.growth import ledger
-from nacre.models.composed import ComposedConfig, ComposedForCausalLM
-from nacre.models.mixing import Rule
+from nacre.models.composed import TRAINED_FILE, ComposedConfig, ComposedForCausalLM
+from nacre.models.rules import Rule
 from nacre.train import checkpoint
 
 ENTRY = "composition_code"
@@ -24,7 +27,12 @@ ENTRY = "composition_code"
 
 
 def write(
-    target: Path, experts: Sequence[Expert], rule: Rule, bundle: bool, notes: Sequence[str] = ()
+    target: Path,
+    experts: Sequence[Expert],
+    rule: Rule,
+    bundle: bool,
+    notes: Sequence[str] = (),
+    trained: Trained | None = None,
 ) -> dict[str, Any]:
     """Write a composition's folder, all or nothing; return its record."""
     target = target.resolve()
@@ -32,9 +40,29 @@ def write(
         f"experts/{expert.name}" if bundle else _relative(expert.path, target) for expert in experts
     ]
     record = _record(experts, places, rule, bundle, [*_notes(experts), *notes])
+    config = configuration(experts, places, rule)
+    with checkpoint.new_folder(target) as partial:
+        if bundle:
+            config.auto_map = _copy_code(partial)
+            _copy_experts(partial, experts)
+        if trained is not None:
+            file = partial / TRAINED_FILE
+            save_file(dict(trained.tensors), file, metadata={"format": "pt"})
+            record["trained"] = trained.record | {"sha256": file_hash(file)}
+        config.save_pretrained(partial)
+        special = {name: getattr(config, name) for name in SPECIAL}
+        GenerationConfig(**special).save_pretrained(partial)
+        tokenizers.load(experts[0].path).save_pretrained(partial)
+        (partial / "README.md").write_text(card(record), encoding="utf-8")
+        checkpoint.write_json(partial / RECORD, record)
+    return record
+
+
+def configuration(experts: Sequence[Expert], places: Sequence[str], rule: Rule) -> ComposedConfig:
+    """Return the configuration of a composition whose experts are in these places."""
     said = {name: [field(expert, name) for expert in experts] for name in SPECIAL}
     ids = {name: next((n for n in found if n is not None), None) for name, found in said.items()}
-    config = ComposedConfig(
+    return ComposedConfig(
         experts=[
             {
                 "name": expert.name,
@@ -46,20 +74,21 @@ def write(
         ],
         mix=rule.as_json(),
         vocab_size=field(experts[0], "vocab_size"),
-        max_position_embeddings=record["context"],
+        max_position_embeddings=context(experts),
         architectures=[ComposedForCausalLM.__name__],
         **ids,
     )
-    with checkpoint.new_folder(target) as partial:
-        if bundle:
-            config.auto_map = _copy_code(partial)
-            _copy_experts(partial, experts)
-        config.save_pretrained(partial)
-        GenerationConfig(**ids).save_pretrained(partial)
-        tokenizers.load(experts[0].path).save_pretrained(partial)
-        (partial / "README.md").write_text(card(record), encoding="utf-8")
-        checkpoint.write_json(partial / RECORD, record)
-    return record
+
+
+def context(experts: Sequence[Expert]) -> int:
+    """Return the most positions that all experts can read."""
+    return min(expert.context or 0 for expert in experts)
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _relative(path: Path, folder: Path) -> str:
@@ -117,7 +146,7 @@ def _record(
         "experts": each,
         "tokenizer": experts[0].tokenizer,
         "vocabulary": field(experts[0], "vocab_size"),
-        "context": min(expert.context or 0 for expert in experts),
+        "context": context(experts),
         "parameters": sum(expert.layout.parameters for expert in experts) - saved,
         "parameters_saved": saved,
         "shared": shared,

@@ -225,8 +225,8 @@ class _Decoder:
             if self.errors == "strict":
                 raise DataError(
                     f"{self.path}{row}: invalid UTF-8 at byte {offset + error.start} "
-                    f"(0x{data[error.start]:02X}); convert it to UTF-8, or accept the loss with "
-                    "--errors replace"
+                    f"(0x{data[error.start]:02X}); convert it to UTF-8 (`nacre grow` and `nacre "
+                    "tokenizer build` can also accept the loss, with --errors replace)"
                 ) from None
             text = data.decode(errors="replace")
             self.replaced += text.count("\ufffd") - data.count("\ufffd".encode())

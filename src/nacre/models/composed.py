@@ -14,12 +14,13 @@ Shapes: E experts, B batch, T positions, D width, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -33,10 +34,14 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from . import stock
 from .composed_cache import ComposedCache
 from .composed_layout import Layout, Segment, view
-from .mixing import Rule, log_likelihood, mix, mix_logits, mix_probs, posterior, top_k
+from .mixing import log_likelihood, top_k
+from .rules import Rule, combine, mix
+from .trained import Adapter, Gate, build
 
 TILE_BYTES = (2**20, 64 * 2**20)  # of all experts' fp32 logits at once, at least and at most
 TILE_SHARE = 12  # between these, this part of the mixed logits
+TRAINED_FILE = "trained.safetensors"
+"""In a composition's folder: `mixer.*` of a trained rule, `heads.NAME.*` of tuned heads."""
 
 
 class ComposedConfig(PreTrainedConfig):
@@ -69,7 +74,8 @@ class ComposedConfig(PreTrainedConfig):
 class ComposedOutput(CausalLMOutputWithPast):
     """The mixed output; `log_weights` (fp32 `[E, B, T]`) say who carried each position.
 
-    `logits` (fp32 `[B, T, V]`) are log-probabilities where the rule mixes probabilities.
+    `logits` (fp32 `[B, T, V]`) are log-probabilities where the rule mixes probabilities. An adapter
+    has no weights.
     """
 
     log_weights: torch.Tensor | None = None
@@ -97,6 +103,8 @@ class ComposedForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.all_tied_weights_keys = {}
         self.experts = nn.ModuleList(experts)
+        self.rule = Rule("mean-logits")
+        self.mixer: Gate | Adapter | None = None
         self.arrangement = 0
         self.arrange()
 
@@ -119,9 +127,36 @@ class ComposedForCausalLM(PreTrainedModel, GenerationMixin):
             if not (place / "config.json").is_file():
                 raise ValueError(f"{folder}: expert {expert['name']!r} is not in {place}")
         model = cls(config, [_load_expert(place, **passed) for place in places])
+        if (folder / TRAINED_FILE).is_file():
+            model.load_trained(load_file(folder / TRAINED_FILE))
+        elif model.mixer is not None:
+            raise ValueError(f"{folder}: {TRAINED_FILE} is missing ({model.rule.name} is trained)")
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
         return model
+
+    def load_trained(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take a trained rule's weights and the experts' tuned heads, as `TRAINED_FILE` has them.
+
+        Raises ValueError for tensors that are not those of this composition.
+        """
+        mixer = {name: t for name, t in tensors.items() if name.startswith("mixer.")}
+        heads = {name: t for name, t in tensors.items() if name not in mixer}
+        own = self.trained_tensors(heads=bool(heads))
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if shapes != {name: tuple(tensor.shape) for name, tensor in own.items()}:
+            raise ValueError(f"{TRAINED_FILE} is not of these experts and this rule")
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(tensors[name])
+
+    def trained_tensors(self, heads: bool) -> dict[str, torch.Tensor]:
+        """Return what may be trained: the rule's own weights and, if asked, the experts' heads."""
+        mixer = {} if self.mixer is None else self.mixer.state_dict(prefix="mixer.", keep_vars=True)
+        if heads:
+            for name, parts in zip(self.expert_names, self.parts, strict=True):
+                mixer |= parts.head.state_dict(prefix=f"heads.{name}.", keep_vars=True)
+        return mixer
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Refuse: a composition's folder also records its experts' hashes, which are not here."""
@@ -149,9 +184,16 @@ class ComposedForCausalLM(PreTrainedModel, GenerationMixin):
                 raise ValueError(f"{name}: {rows} tokens, the composition {vocabulary}")
             if (hashes := expert.get("parts")) and len(hashes) != 1 + blocks:
                 raise ValueError(f"{name}: {len(hashes)} parts for an embedding, {blocks} blocks")
-        self.rule, self.parts = rule, all_parts
+        self.parts = all_parts
         self.eval()
         self.exact = [stock.splits_exactly(model, 0) for model in self.experts]  # pyright: ignore
+        if rule.name == "gate" and not all(self.exact):
+            whole = described[self.exact.index(False)]["name"]
+            raise ValueError(f"gate: reads hidden states, and those of {whole} cannot be reached")
+        if rule != self.rule:
+            widths = [parts.head.weight.shape[1] for parts in all_parts]
+            self.mixer = build(rule, widths, vocabulary)
+        self.rule = rule
         shares = rule.shares(len(described))
         self.playing = [expert for expert in range(len(described)) if shares[expert]]
         hashes = [
@@ -170,9 +212,10 @@ class ComposedForCausalLM(PreTrainedModel, GenerationMixin):
         """Add an expert; the others' outputs do not change.
 
         `described` is what the config says of it besides its name. Raises ValueError for a name
-        that is there, another vocabulary, or a rule that has numbers for each expert; the
-        composition is then as it was.
+        that is there, another vocabulary, or a rule that has numbers for each expert or is trained;
+        the composition is then as it was.
         """
+        self._refuse_if_trained()
         if name in self.expert_names:
             raise ValueError(f"there is an expert {name!r} already")
         before = self.config.experts
@@ -190,8 +233,9 @@ class ComposedForCausalLM(PreTrainedModel, GenerationMixin):
 
         Where the rule has numbers for each expert, its number goes and the others keep theirs; a k
         above the number of experts left becomes that number. Raises ValueError for an unknown name,
-        for the only expert, or if no expert with a weight would be left.
+        for the only expert, for a trained rule, or if no expert with a weight would be left.
         """
+        self._refuse_if_trained()
         if name not in self.expert_names or len(self.experts) == 1:
             known = ", ".join(self.expert_names)
             raise ValueError(f"no expert {name!r} that could be removed (there are: {known})")
@@ -207,6 +251,10 @@ class ComposedForCausalLM(PreTrainedModel, GenerationMixin):
         self.config.experts = [e for e in self.config.experts if e["name"] != name]
         del self.experts[index]
         self.arrange()
+
+    def _refuse_if_trained(self) -> None:
+        if self.mixer is not None:
+            raise ValueError(f"the {self.rule.name} was trained for exactly these experts")
 
     @property
     def expert_names(self) -> list[str]:
@@ -244,15 +292,47 @@ class ComposedForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError("input_ids: none (a composition reads at least one token, no vectors)")
         if labels is not None and logits_to_keep:
             raise ValueError("labels: need the logits of all positions (leave out logits_to_keep)")
-        cache = past_key_values
-        if cache is None:
-            starts = [segment.start for segment in self.layout.segments]
-            cache = ComposedCache(starts, len(self.experts), self.arrangement)
-        elif not isinstance(cache, ComposedCache) or cache.arrangement != self.arrangement:
-            raise ValueError("past_key_values: not of these experts (begin the text without)")
         input_ids = input_ids.long()
-        batch, new = input_ids.shape
-        past = cache.get_seq_length()
+        cache = self._begin() if past_key_values is None else past_key_values
+        if not isinstance(cache, ComposedCache) or cache.arrangement != self.arrangement:
+            raise ValueError("past_key_values: not of these experts (begin the text without)")
+        new, past = input_ids.shape[1], cache.get_seq_length()
+        self._append(cache, input_ids, attention_mask, position_ids)
+        skips = self.rule.name == "top-k" and new == 1 and past
+        output_BTV, log_weights_EBT = (
+            self._step(cache) if skips else self._score(cache, new, logits_to_keep)
+        )
+        return ComposedOutput(
+            loss=None if labels is None else _loss(output_BTV, labels),
+            logits=output_BTV,
+            past_key_values=None if use_cache is False else cache,
+            log_weights=log_weights_EBT,
+        )
+
+    @torch.no_grad()
+    def hidden(self, input_ids: torch.Tensor) -> list[torch.Tensor]:
+        """Return for whole texts what goes into the head of every expert with a weight, `h_BTD`.
+
+        `input_ids` int64 `[B, T]`. For an expert that does not split, its logits `[B, T, V]`.
+        """
+        cache = self._begin()
+        self._append(cache, input_ids, None, None)
+        reached = self._run(cache, self.playing)
+        return [reached[expert] for expert in self.playing]
+
+    def _begin(self) -> ComposedCache:
+        starts = [segment.start for segment in self.layout.segments]
+        return ComposedCache(starts, len(self.experts), self.arrangement)
+
+    def _append(
+        self,
+        cache: ComposedCache,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+    ) -> None:
+        """Let tokens wait for the segments that read ids."""
+        (batch, new), past = input_ids.shape, cache.get_seq_length()
         if attention_mask is None:
             seen = torch.ones(batch, new, dtype=torch.bool, device=input_ids.device)
         elif attention_mask.shape == (batch, past + new):
@@ -266,16 +346,6 @@ class ComposedForCausalLM(PreTrainedModel, GenerationMixin):
         cache.append(input_ids, seen, position_ids.expand(batch, new))
         for segment in self.layout.roots:
             cache.waiting[segment.place].append(input_ids)
-        skips = self.rule.name == "top-k" and new == 1 and past
-        output_BTV, log_weights_EBT = (
-            self._step(cache) if skips else self._score(cache, new, logits_to_keep)
-        )
-        return ComposedOutput(
-            loss=None if labels is None else _loss(output_BTV, labels),
-            logits=output_BTV,
-            past_key_values=None if use_cache is False else cache,
-            log_weights=log_weights_EBT,
-        )
 
     def _run(self, cache: ComposedCache, wanted: Collection[int]) -> dict[int, torch.Tensor]:
         """Run what waits for the `wanted` experts; return what goes into their heads, `h_BTD`.
@@ -311,12 +381,13 @@ class ComposedForCausalLM(PreTrainedModel, GenerationMixin):
             run(segment)
         return reached
 
-    def _logits(self, expert: int, reached_BTD: torch.Tensor) -> torch.Tensor:
+    def logits(self, expert: int, reached_BTD: torch.Tensor) -> torch.Tensor:
+        """Return an expert's logits `[B, T, V]` from what `hidden` gave for it."""
         return self.parts[expert].head(reached_BTD) if self.exact[expert] else reached_BTD
 
     def _score(
         self, cache: ComposedCache, new: int, keep: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Mix the last `new` positions, tile by tile; experts that lag behind catch up first."""
         reached = self._run(cache, self.playing)
         first = cache.get_seq_length() - new
@@ -329,9 +400,9 @@ class ComposedForCausalLM(PreTrainedModel, GenerationMixin):
         unkept = new - kept
         if self.rule.reads_text:
             for begin, end in self._tiles(batch, 0, unkept):
-                tile = {e: self._logits(e, reached[e][:, begin:end]) for e in self.playing}
-                self._count(cache, tile, first + begin)
-                self._remember(cache, tile)
+                tile = {e: self.logits(e, reached[e][:, begin:end]) for e in self.playing}
+                cache.count(self.rule, tile, first + begin)
+                cache.remember(tile)
         tiles = list(self._tiles(batch, unkept, new))
         output_BTV = torch.empty(0)
         if len(tiles) > 1:
@@ -339,23 +410,37 @@ class ComposedForCausalLM(PreTrainedModel, GenerationMixin):
             output_BTV = torch.empty(shape_BTV, device=cache.ids_BT.device)
         weights: list[torch.Tensor] = []
         for begin, end in tiles:
-            tile = {e: self._logits(e, reached[e][:, begin:end]) for e in self.playing}
-            logits = [tile.get(expert) for expert in range(len(self.experts))]
-            observed_EBT = real_BT = None
-            if self.rule.reads_text:
-                observed_EBT, real_BT = self._observed(cache, tile, first + begin)
-                self._remember(cache, tile)
-            mixed = mix(self.rule, logits, observed_EBT, cache.state_EB, real_BT)
-            cache.state_EB = mixed.state_EB
-            weights.append(mixed.log_weights_EBT)
+            here = {e: reached[e][:, begin:end] for e in self.playing}
+            mixed_BTV, log_weights_EBT = self._mix(cache, here, first + begin)
+            if log_weights_EBT is not None:
+                weights.append(log_weights_EBT)
             if len(tiles) == 1:
-                output_BTV = mixed.output_BTV
+                output_BTV = mixed_BTV
             else:
-                output_BTV[:, begin - unkept : end - unkept] = mixed.output_BTV
-            del tile, logits, mixed
+                output_BTV[:, begin - unkept : end - unkept] = mixed_BTV
+            del here, mixed_BTV
         cache.read = [cache.get_seq_length()] * len(self.experts)
         cache.counted = list(cache.read)
-        return output_BTV, torch.cat(weights, -1) if len(weights) > 1 else weights[0]
+        return output_BTV, torch.cat(weights, -1) if weights else None
+
+    def _mix(
+        self, cache: ComposedCache, reached: Mapping[int, torch.Tensor], first: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the mixed output and the log weights at positions from `first` on."""
+        tile = {expert: self.logits(expert, h_BTD) for expert, h_BTD in reached.items()}
+        if isinstance(self.mixer, Adapter):
+            return self.mixer(list(tile.values())), None
+        if self.mixer is not None:
+            log_weights_EBT = self.mixer(list(reached.values()))
+            return combine(self.rule, list(tile.values()), log_weights_EBT), log_weights_EBT
+        observed_EBT = real_BT = None
+        if self.rule.reads_text:
+            observed_EBT, real_BT = cache.observed(tile, first)
+            cache.remember(tile)
+        logits = [tile.get(expert) for expert in range(len(self.experts))]
+        mixed = mix(self.rule, logits, observed_EBT, cache.state_EB, real_BT)
+        cache.state_EB = mixed.state_EB
+        return mixed.output_BTV, mixed.log_weights_EBT
 
     def _tiles(self, batch: int, low: int, high: int) -> Iterator[tuple[int, int]]:
         """Yield (begin, end) of positions from `low` to `high`."""
@@ -365,60 +450,12 @@ class ComposedForCausalLM(PreTrainedModel, GenerationMixin):
         for begin in range(low, high, max(1, size)):
             yield begin, min(begin + max(1, size), high)
 
-    def _observed(
-        self, cache: ComposedCache, logits: dict[int, torch.Tensor], first: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return log p_e of the tokens from `first` on, `[E, B, T]`, and where it counts, `[B, T]`.
-
-        `logits` `[B, T, V]` are experts' at these positions; their `last` are those before them. It
-        counts where a token stands and another stands before it.
-        """
-        length = next(iter(logits.values())).shape[1]
-        ids_BT = cache.ids_BT[:, first : first + length]
-        before_BT = nn.functional.pad(cache.mask_BT[:, :-1], (1, 0))
-        real_BT = (cache.mask_BT & before_BT)[:, first : first + length]
-        observed_EBT = torch.zeros(len(self.experts), *ids_BT.shape, device=ids_BT.device)
-        lasts = {e: last_BV for e in logits if (last_BV := cache.last[e]) is not None}
-        if lasts:
-            log_p_RBV = torch.stack(list(lasts.values())).log_softmax(-1)
-            token_RB1 = ids_BT[:, :1].expand(len(lasts), -1, -1)
-            observed_EBT[list(lasts), :, :1] = log_p_RBV.gather(-1, token_RB1)
-        if length > 1:
-            for expert, logits_BTV in logits.items():
-                likelihood_Bt = log_likelihood(logits_BTV[:, :-1], ids_BT[:, 1:])
-                observed_EBT[expert, :, 1:] = likelihood_Bt
-        return observed_EBT, real_BT
-
-    def _count(
-        self, cache: ComposedCache, logits: dict[int, torch.Tensor], first: int
-    ) -> torch.Tensor:
-        """Move on some experts' likelihood sums by tokens that are not in them; others' stay.
-
-        Returns the log weights that all experts then have by the posterior, `[E, B, T]`.
-        """
-        observed_EBT, real_BT = self._observed(cache, logits, first)
-        real_EBT = real_BT.new_zeros(observed_EBT.shape)
-        for expert in logits:
-            known = max(0, cache.counted[expert] - first)
-            real_EBT[expert, :, known:] = real_BT[:, known:]
-            cache.counted[expert] = max(cache.counted[expert], first + real_BT.shape[1])
-        rule, prior = self.rule, self.rule.shares(len(self.experts))
-        log_weights_EBT, cache.state_EB = posterior(
-            observed_EBT, prior, rule.decay, cache.state_EB, floor=rule.floor, mask=real_EBT
-        )
-        return log_weights_EBT
-
-    def _remember(self, cache: ComposedCache, logits: dict[int, torch.Tensor]) -> None:
-        for expert, logits_BTV in logits.items():
-            cache.last[expert] = logits_BTV[:, -1].to(torch.float32, copy=True)
-            cache.read[expert] += logits_BTV.shape[1]
-
     def _catch_up(self, cache: ComposedCache, expert: int, reached_BTD: torch.Tensor) -> None:
         """Read the positions that a skipped expert missed into its likelihood sum."""
         for begin, end in self._tiles(reached_BTD.shape[0], 0, reached_BTD.shape[1]):
-            tile = {expert: self._logits(expert, reached_BTD[:, begin:end])}
-            self._count(cache, tile, cache.read[expert])
-            self._remember(cache, tile)
+            tile = {expert: self.logits(expert, reached_BTD[:, begin:end])}
+            cache.count(self.rule, tile, cache.read[expert])
+            cache.remember(tile)
 
     def _step(self, cache: ComposedCache) -> tuple[torch.Tensor, torch.Tensor]:
         """Mix the one new position; experts that are not among the k best are not run."""
@@ -428,7 +465,7 @@ class ComposedForCausalLM(PreTrainedModel, GenerationMixin):
             last_BV = cache.last[expert]
             if cache.read[expert] == here and last_BV is not None:
                 before[expert] = last_BV.unsqueeze(1)
-        log_weights_EB1 = top_k(self._count(cache, before, here), k)
+        log_weights_EB1 = top_k(cache.count(self.rule, before, here), k)
         logits: dict[int, torch.Tensor] = {}
         while wanted := [
             expert
@@ -436,16 +473,14 @@ class ComposedForCausalLM(PreTrainedModel, GenerationMixin):
             if largest > -math.inf and expert not in logits
         ]:
             for expert, reached_BTD in self._run(cache, wanted).items():
-                logits[expert] = self._logits(expert, reached_BTD[:, -1:])
+                logits[expert] = self.logits(expert, reached_BTD[:, -1:])
                 if reached_BTD.shape[1] > 1:
                     self._catch_up(cache, expert, reached_BTD[:, :-1])
-                    here_EB1 = self._count(cache, {expert: logits[expert]}, here)
+                    here_EB1 = cache.count(self.rule, {expert: logits[expert]}, here)
                     log_weights_EB1 = top_k(here_EB1, k)
-                self._remember(cache, {expert: logits[expert]})
+                cache.remember({expert: logits[expert]})
         run, part_RB1 = list(logits.values()), log_weights_EB1[list(logits)]
-        if self.rule.mixes_logits:
-            return mix_logits(run, part_RB1.exp()), log_weights_EB1
-        return mix_probs(run, part_RB1), log_weights_EB1
+        return combine(self.rule, run, part_RB1), log_weights_EB1
 
 
 def _loss(output_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:

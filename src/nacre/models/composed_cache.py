@@ -1,15 +1,19 @@
-"""What a composition remembers of the texts it reads.
+"""What a composition remembers of the texts it reads, and how well each expert foretold them.
 
-Shapes: E experts, B batch, T positions, D width, V vocabulary.
+Shapes: E experts, B batch, T positions, D width, V vocabulary; R experts that have read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.nn import functional
 from transformers import Cache, DynamicCache
+
+from .mixing import log_likelihood
+from .rules import Rule, follow
 
 
 class ShiftedCache(DynamicCache):
@@ -31,9 +35,9 @@ class ComposedCache(Cache):
     """Keys and values of every segment, and how well each expert foretold the text so far.
 
     A segment whose experts were skipped lags behind: `waiting` holds what it has still to read, ids
-    `[B, T]` or `h_BTD`. `state_EB` are the decayed likelihood sums of `mixing.running_sums`, `last`
-    each expert's logits `[B, V]` at the last position it has read, `read` how many positions that
-    are, and `counted` how many tokens are in its sum: one more may be, which these logits foretold.
+    `[B, T]` or `h_BTD`. `state_EB` is that of `rules.follow`, `last` each expert's logits `[B, V]`
+    at the last position it has read, `read` how many positions that are, and `counted` how many
+    tokens are in its state: one more may be, which these logits foretold.
     `arrangement` says for which experts of the model the cache was made.
     """
 
@@ -69,6 +73,51 @@ class ComposedCache(Cache):
         if not inputs:
             return None
         return torch.cat(inputs, 1) if len(inputs) > 1 else inputs[0]
+
+    def observed(
+        self, logits: Mapping[int, torch.Tensor], first: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return log p_e of the tokens from `first` on, `[E, B, T]`, and where it counts, `[B, T]`.
+
+        `logits` `[B, T, V]` are experts' at these positions; their `last` are those before them. It
+        counts where a token stands and another stands before it.
+        """
+        length = next(iter(logits.values())).shape[1]
+        ids_BT = self.ids_BT[:, first : first + length]
+        before_BT = functional.pad(self.mask_BT[:, :-1], (1, 0))
+        real_BT = (self.mask_BT & before_BT)[:, first : first + length]
+        observed_EBT = torch.zeros(len(self.last), *ids_BT.shape, device=ids_BT.device)
+        lasts = {e: last_BV for e in logits if (last_BV := self.last[e]) is not None}
+        if lasts:
+            log_p_RBV = torch.stack(list(lasts.values())).log_softmax(-1)
+            token_RB1 = ids_BT[:, :1].expand(len(lasts), -1, -1)
+            observed_EBT[list(lasts), :, :1] = log_p_RBV.gather(-1, token_RB1)
+        if length > 1:
+            for expert, logits_BTV in logits.items():
+                likelihood_Bt = log_likelihood(logits_BTV[:, :-1], ids_BT[:, 1:])
+                observed_EBT[expert, :, 1:] = likelihood_Bt
+        return observed_EBT, real_BT
+
+    def count(self, rule: Rule, logits: Mapping[int, torch.Tensor], first: int) -> torch.Tensor:
+        """Move on some experts' states by tokens that are not in them; others' stay.
+
+        Returns the log weights that all experts then have, `[E, B, T]`.
+        """
+        observed_EBT, real_BT = self.observed(logits, first)
+        real_EBT = real_BT.new_zeros(observed_EBT.shape)
+        for expert in logits:
+            known = max(0, self.counted[expert] - first)
+            real_EBT[expert, :, known:] = real_BT[:, known:]
+            self.counted[expert] = max(self.counted[expert], first + real_BT.shape[1])
+        shares = rule.shares(len(self.last))
+        log_weights_EBT, self.state_EB = follow(rule, shares, observed_EBT, self.state_EB, real_EBT)
+        return log_weights_EBT
+
+    def remember(self, logits: Mapping[int, torch.Tensor]) -> None:
+        """Keep the last logits that experts have made."""
+        for expert, logits_BTV in logits.items():
+            self.last[expert] = logits_BTV[:, -1].to(torch.float32, copy=True)
+            self.read[expert] += logits_BTV.shape[1]
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Keep the rows `beam_idx` of the batch, in that order."""

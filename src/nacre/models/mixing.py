@@ -1,4 +1,6 @@
-"""Rules that mix the outputs of several experts into one distribution, position by position.
+"""How the outputs of several experts become one distribution, position by position.
+
+Pure functions; `rules.py` puts them together.
 
 Logits come as E tensors `[B, T, V]` of fp32, bf16 or fp16: finite, or -inf for some of a row.
 Position t predicts token t + 1. Weights are fp32 logarithms that sum to one over the experts; -inf
@@ -15,15 +17,18 @@ and t are parts of B and T.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple, cast
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import torch
 
 TILE_BYTES = {"cpu": 2**20, "cuda": 64 * 2**20}  # of fp32 logits in one tile
 IMPOSSIBLE = -1e4  # nats; an expert that called a token less likely than this can still come back
 SMALLEST_DECAY = 1e-6
+DECAY = f"a number from {SMALLEST_DECAY} to 1"  # what is allowed, in words
+POSITIVE = "a number above 0"
+FLOOR = "a number from 0, under 1"
+SWITCH = "a number above 0, under 1"
 GROWTH = 230.0  # nats; within e^230 and its inverse, products of two stay far inside fp64
 
 Tile = tuple[slice, slice]
@@ -36,8 +41,8 @@ def log_likelihood(logits_BTV: torch.Tensor, targets_BT: torch.Tensor) -> torch.
     `targets_BT` (int64) holds what each position predicts: the caller shifts. A target whose logit
     is -inf has -inf. Raises ValueError where the shapes do not agree.
     """
-    shape_BT = _shape([logits_BTV])[:2]
-    _expect("targets", targets_BT, shape_BT)
+    shape_BT = shape_of([logits_BTV])[:2]
+    expect("targets", targets_BT, shape_BT)
     likelihood_BT = torch.empty(shape_BT, device=logits_BTV.device)
     for tile in _tiles([logits_BTV]):
         log_p_btV = _log_p(logits_BTV, tile)
@@ -58,7 +63,7 @@ def mix_logits(
     token at -inf for one expert that counts is -inf in the mix, even if no other is left. Raises
     ValueError where the shapes do not agree.
     """
-    shape_BTV = _shape(logits)
+    shape_BTV = shape_of(logits)
     mixed_BTV = torch.empty(shape_BTV, device=logits[0].device)
     if weights_EBT is None:
         for tile in _tiles(logits):
@@ -67,7 +72,7 @@ def mix_logits(
                 mixed_btV += logits_BTV[tile]
             mixed_btV /= len(logits)
         return mixed_BTV
-    _expect("weights", weights_EBT, (len(logits), *shape_BTV[:2]))
+    expect("weights", weights_EBT, (len(logits), *shape_BTV[:2]))
     for tile in _tiles(logits):
         mixed_btV = mixed_BTV[tile].zero_()
         for logits_BTV, weights_BT in zip(logits, weights_EBT, strict=True):
@@ -86,8 +91,8 @@ def mix_probs(logits: Sequence[torch.Tensor], log_weights_EBT: torch.Tensor) -> 
     log weight of -inf leaves an expert out whatever its logits, and one of 0 with no other expert
     gives its log-softmax bit for bit. Raises ValueError where the shapes do not agree.
     """
-    shape_BTV = _shape(logits)
-    _expect("log weights", log_weights_EBT, (len(logits), *shape_BTV[:2]))
+    shape_BTV = shape_of(logits)
+    expect("log weights", log_weights_EBT, (len(logits), *shape_BTV[:2]))
     mixed_BTV = torch.empty(shape_BTV, device=logits[0].device)
     for tile in _tiles(logits):
         mixed_btV, empty = mixed_BTV[tile], True
@@ -115,7 +120,7 @@ def fixed(
 
     Raises ValueError unless the weights are numbers of at least 0 with a positive sum.
     """
-    log_E = torch.tensor(_log_shares("weights", weights_E), device=device)
+    log_E = torch.tensor(log_shares("weights", weights_E), device=device)
     return log_E[:, None, None].expand(-1, *shape_BT)
 
 
@@ -139,21 +144,12 @@ def running_sums(
     outside 1e-6 .. 1 and for shapes that do not agree.
     """
     if not SMALLEST_DECAY <= decay <= 1:
-        raise ValueError(f"decay: {decay!r} (allowed: {_DECAY})")
-    if observed_EBT.dim() != 3:
-        raise ValueError(f"observed: expected [E, B, T], got {list(observed_EBT.shape)}")
-    shape_EBT = observed_EBT.shape
-    device = observed_EBT.device
-    observed_EBT = observed_EBT.double().clamp(min=IMPOSSIBLE)
-    if mask is None:
-        real_EBT = torch.ones(shape_EBT[2:], dtype=torch.bool, device=device)
-    else:
-        _expect("mask", mask, shape_EBT[-mask.dim() :])
-        real_EBT = mask.bool()
-        observed_EBT = observed_EBT.masked_fill(~real_EBT, 0.0)
+        raise ValueError(f"decay: {decay!r} (allowed: {DECAY})")
+    observed_EBT, real_EBT = _readable(observed_EBT, mask)
+    shape_EBT, device = observed_EBT.shape, observed_EBT.device
     if state_EB is None:
         state_EB = torch.zeros(shape_EBT[:2], dtype=torch.float64, device=device)
-    _expect("state", state_EB, shape_EBT[:2])
+    expect("state", state_EB, shape_EBT[:2])
     sums_EBT = torch.empty_like(observed_EBT)
     positions = shape_EBT[2]
     block = max(1, positions if decay == 1 else int(GROWTH / -math.log(decay)))
@@ -187,15 +183,57 @@ def posterior(
     `running_sums`. Raises ValueError as it does, and for a prior that is not one.
     """
     if not 0 <= floor < 1:
-        raise ValueError(f"floor: {floor!r} (allowed: {_FLOOR})")
+        raise ValueError(f"floor: {floor!r} (allowed: {FLOOR})")
     sums_EBT, state_EB = running_sums(observed_EBT, decay, state_EB, mask)
-    return _posterior(sums_EBT, prior_E, floor), state_EB
+    return posterior_weights(sums_EBT, prior_E, floor), state_EB
+
+
+@torch.no_grad()
+def fixed_share(
+    observed_EBT: torch.Tensor,
+    prior_E: Sequence[float],
+    switch: float,
+    state_EB: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return log weights for a text that may change its expert at any token, and the new state.
+
+    The posterior of a hidden Markov model: before each token the text draws its expert anew from
+    the prior with probability `switch`, else keeps it. w(t) = (1 - switch) v(t) + switch prior,
+    with v_e(t) ~ w_e(t-1) p_e(x_t | x_<t), fp32 `[E, B, T]`. The fixed share of Herbster and
+    Warmuth 1998 ("Tracking the best expert"): against the best division of a text into segments it
+    loses about log(E / switch) nats a segment and `switch` nats a token, whatever the experts.
+
+    The state, fp64 `[E, B]`, are the last log weights; in any pieces they are those of one pass,
+    bit for bit on the CPU. Where `mask` (`[B, T]` or `[E, B, T]`: of any expert) is 0 they stay.
+    `observed_EBT` is as in `running_sums`. Raises ValueError for a prior or a switch that is none,
+    and for shapes that do not agree.
+    """
+    if not 0 < switch < 1:
+        raise ValueError(f"switch: {switch!r} (allowed: {SWITCH})")
+    observed_EBT, real_BT = _readable(observed_EBT, mask)
+    if real_BT.dim() == 3:
+        real_BT = real_BT.any(0)
+    shape_EBT, device = observed_EBT.shape, observed_EBT.device
+    log_prior_E = torch.tensor(log_shares("prior", prior_E), dtype=torch.float64, device=device)
+    expect("prior", log_prior_E, shape_EBT[:1])
+    log_prior_E1 = log_prior_E.unsqueeze(-1)
+    if state_EB is None:
+        state_EB = log_prior_E1.expand(shape_EBT[:2])
+    expect("state", state_EB, shape_EBT[:2])
+    kept, drawn_E1 = math.log1p(-switch), log_prior_E1 + math.log(switch)
+    weights: list[torch.Tensor] = []
+    for observed_EB, real_B in zip(observed_EBT.unbind(-1), real_BT.unbind(-1), strict=True):
+        seen_EB = torch.log_softmax(state_EB + observed_EB, 0)
+        state_EB = torch.where(real_B, torch.logaddexp(seen_EB + kept, drawn_E1), state_EB)
+        weights.append(state_EB)
+    return torch.stack(weights, -1).float(), state_EB
 
 
 @torch.no_grad()
 def entropies(logits: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return the entropy of every expert's distribution in nats, fp32 `[E, B, T]`."""
-    shape_BTV = _shape(logits)
+    shape_BTV = shape_of(logits)
     entropy_EBT = torch.empty((len(logits), *shape_BTV[:2]), device=logits[0].device)
     for tile in _tiles(logits):
         for logits_BTV, entropy_BT in zip(logits, entropy_EBT, strict=True):
@@ -211,7 +249,7 @@ def entropy(logits: Sequence[torch.Tensor], temperature: float) -> torch.Tensor:
     own. Raises ValueError for a temperature that is not positive.
     """
     if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature: {temperature!r} (allowed: {_POSITIVE})")
+        raise ValueError(f"temperature: {temperature!r} (allowed: {POSITIVE})")
     return torch.log_softmax(-entropies(logits) / temperature, 0)
 
 
@@ -230,8 +268,8 @@ def top_k(log_weights_EBT: torch.Tensor, k: int) -> torch.Tensor:
 @torch.no_grad()
 def confidence(logits: Sequence[torch.Tensor], leading_BT: torch.Tensor) -> torch.Tensor:
     """Return the largest probability of the expert `leading_BT` (int64) names, fp32 `[B, T]`."""
-    shape_BT = _shape(logits)[:2]
-    _expect("leading", leading_BT, shape_BT)
+    shape_BT = shape_of(logits)[:2]
+    expect("leading", leading_BT, shape_BT)
     confidence_BT = torch.zeros(shape_BT, device=logits[0].device)
     for tile in _tiles(logits):
         for expert, logits_BTV in enumerate(logits):
@@ -254,204 +292,29 @@ def selective(
     return torch.where(confidence_BT >= threshold, leading_EBT, log_weights_EBT)
 
 
-RULES: dict[str, tuple[str, ...]] = {
-    "mean-logits": (),
-    "mean-probs": (),
-    "weighted": ("domain", "weights"),
-    "posterior": ("domain", "prior", "decay", "floor"),
-    "entropy": ("domain", "temperature"),
-    "top-k": ("domain", "prior", "decay", "floor", "k"),
-    "selective": ("domain", "prior", "decay", "floor", "threshold"),
-}
-"""Every rule's name and the options it has."""
-
-_DECAY = f"a number from {SMALLEST_DECAY} to 1"
-_POSITIVE = "a number above 0"
-_FLOOR = "a number from 0, under 1"
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A mixing rule and its options, as a composition's config holds it.
-
-    `mean-logits` and `mean-probs` weigh all experts alike; `weighted` by `weights`; `posterior` by
-    how well they foretold the text; `top-k` and `selective` start from the posterior's weights.
-    `domain` is what is mixed, `logits` or `probs` (the default, except for `mean-logits`). `prior`
-    and `weights` have one number an expert and are taken as shares of their sum.
-    """
-
-    name: str = "posterior"
-    domain: Literal["logits", "probs"] | None = None
-    weights: tuple[float, ...] | None = None
-    prior: tuple[float, ...] | None = None
-    decay: float = 0.9
-    floor: float = 0.0
-    temperature: float = 1.0
-    k: int = 1
-    threshold: float = 0.5
-
-    @classmethod
-    def parse(cls, data: Mapping[str, Any], experts: int) -> Rule:
-        """Return the rule that a JSON object describes, for so many experts.
-
-        Raises ValueError with every problem, one a line: field, value, what is allowed.
-        """
-        names = [field.name for field in fields(cls)]
-        unknown = [key for key in data if key not in names]
-        problems = [f"{key}: unknown (allowed: {', '.join(names)})" for key in unknown]
-        rule = cls(**{key: _tupled(data[key]) for key in names if key in data})
-        problems += rule.check(experts)
-        if problems:
-            raise ValueError("\n".join(problems))
-        return rule
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the name and the options that the rule has, for `parse`."""
-        given = {key: getattr(self, key) for key in ("name", *RULES[self.name])}
-        for key in ("weights", "prior"):
-            if given.get(key) is not None:
-                given[key] = list(given[key])
-        return {key: value for key, value in given.items() if value is not None}
-
-    def check(self, experts: int) -> list[str]:
-        """Return what is wrong with the rule for so many experts: field, value, what is allowed."""
-        if self.name not in tuple(RULES):
-            return [f"name: {self.name!r} (allowed: {', '.join(RULES)})"]
-        shares = f"{experts} numbers of at least 0, one an expert, not all 0"
-        allowed = {
-            "domain": (self.domain in (None, "logits", "probs"), "logits, probs"),
-            "weights": (_are_shares(self.weights, experts), shares),
-            "prior": (self.prior is None or _are_shares(self.prior, experts), shares),
-            "decay": (_is_number(self.decay) and SMALLEST_DECAY <= self.decay <= 1, _DECAY),
-            "floor": (_is_number(self.floor) and 0 <= self.floor < 1, _FLOOR),
-            "temperature": (_is_number(self.temperature) and self.temperature > 0, _POSITIVE),
-            "k": (type(self.k) is int and 1 <= self.k <= experts, f"1 to {experts}"),
-            "threshold": (
-                _is_number(self.threshold) and 0 < self.threshold <= 1,
-                "a number above 0, up to 1",
-            ),
-        }
-        problems: list[str] = []
-        for key, (fits, what) in allowed.items():
-            value = getattr(self, key)
-            if key in RULES[self.name]:
-                if not fits:
-                    problems.append(f"{key}: {value!r} (allowed: {what})")
-            elif value != getattr(Rule, key):
-                has = ", ".join(RULES[self.name]) or "no options"
-                problems.append(f"{key}: {value!r} is no option of {self.name} (it has: {has})")
-        return problems
-
-    @property
-    def mixes_logits(self) -> bool:
-        """Whether logits are mixed; else probabilities."""
-        return self.name == "mean-logits" or self.domain == "logits"
-
-    @property
-    def reads_text(self) -> bool:
-        """Whether the weights rest on how likely each expert found the text, so need a state."""
-        return "prior" in RULES[self.name]
-
-    def shares(self, experts: int) -> tuple[float, ...]:
-        """Return the numbers that weights start from: `weights`, `prior` or all alike."""
-        return self.weights or self.prior or (1.0,) * experts
+def _readable(
+    observed_EBT: torch.Tensor, mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return observed log-likelihoods in fp64, 0 where the mask is, and the mask as bool."""
+    if observed_EBT.dim() != 3:
+        raise ValueError(f"observed: expected [E, B, T], got {list(observed_EBT.shape)}")
+    clamped_EBT = observed_EBT.double().clamp(min=IMPOSSIBLE)
+    if mask is None:
+        shape_BT, device = observed_EBT.shape[1:], observed_EBT.device
+        return clamped_EBT, torch.ones(shape_BT, dtype=torch.bool, device=device)
+    expect("mask", mask, observed_EBT.shape[-mask.dim() :])
+    real = mask.bool()
+    return clamped_EBT.masked_fill(~real, 0.0), real
 
 
-class Mixed(NamedTuple):
-    """What `mix` returns: fp32 `[B, T, V]`, fp32 `[E, B, T]`, and the state after the last token.
-
-    `output_BTV` are logits where the rule mixes logits, else log-probabilities. `state_EB` (fp64)
-    is None for rules that do not read the text; its B axis is reordered with the batch's.
-    """
-
-    output_BTV: torch.Tensor
-    log_weights_EBT: torch.Tensor
-    state_EB: torch.Tensor | None
-
-
-@torch.no_grad()
-def mix(
-    rule: Rule,
-    logits: Sequence[torch.Tensor | None],
-    observed_EBT: torch.Tensor | None = None,
-    state_EB: torch.Tensor | None = None,
-    mask: torch.Tensor | None = None,
-) -> Mixed:
-    """Mix the experts' logits at a chunk of positions.
-
-    `observed_EBT`, `state_EB` and `mask` (1 for a token) are those of `running_sums`; rules that do
-    not read the text ignore them. Without `observed_EBT` a single position rests on the state
-    alone, for callers that have moved it on themselves. An expert that was not run has None for
-    logits: it gets no weight and its sum stays. That is for experts that `active` leaves out;
-    without `top-k` none other may be missing. Raises ValueError where shapes do not agree, an
-    expert is missing, or the rule does not fit the experts.
-    """
-    experts = len(logits)
-    if problems := rule.check(experts):
-        raise ValueError("\n".join(problems))
-    run = [given for given in logits if given is not None]
-    batch, positions, _ = _shape(run)
-    was_run = [given is not None for given in logits]
-    shares = _shares_of_run(rule, was_run)
-    if rule.reads_text:
-        shape_EBT = (experts, batch, positions)
-        if mask is not None:
-            _expect("mask", mask, shape_EBT[1:])
-        if not all(was_run):
-            was_run_E11 = torch.tensor(was_run, device=run[0].device)[:, None, None]
-            real_EBT = was_run_E11.expand(shape_EBT)
-            mask = real_EBT if mask is None else real_EBT & mask.bool()
-        if observed_EBT is None:
-            if positions != 1:
-                raise ValueError(f"observed: none for {positions} positions ({rule.name} needs it)")
-            observed_EBT = mask = torch.zeros(shape_EBT, device=run[0].device)
-        _expect("observed", observed_EBT, shape_EBT)
-        sums_EBT, state_EB = running_sums(observed_EBT, rule.decay, state_EB, mask)
-        log_weights_EBT = _posterior(sums_EBT, shares, rule.floor)
-    elif rule.name == "entropy":
-        log_weights_EBT = entropy(run, rule.temperature)
-    else:
-        log_weights_EBT = fixed(shares, (batch, positions), run[0].device)
-    if rule.name == "top-k":
-        log_weights_EBT = top_k(log_weights_EBT, rule.k)
-    rows = [expert for expert in range(experts) if was_run[expert]]
-    if rule.name == "selective":
-        sure_BT = confidence(run, log_weights_EBT[rows].argmax(0))
-        log_weights_EBT = selective(log_weights_EBT, sure_BT, rule.threshold)
-    log_weights_RBT = log_weights_EBT if all(was_run) else log_weights_EBT[rows]
-    if rule.name == "mean-logits":
-        output_BTV = mix_logits(run)
-    elif rule.mixes_logits:
-        output_BTV = mix_logits(run, log_weights_RBT.exp())
-    else:
-        output_BTV = mix_probs(run, log_weights_RBT)
-    return Mixed(output_BTV, log_weights_EBT, state_EB)
-
-
-@torch.no_grad()
-def active(rule: Rule, experts: int, state_EB: torch.Tensor | None = None) -> list[bool]:
-    """Return which experts the next single position needs, given the state after the last token.
-
-    An expert is left out only if no row of the batch needs it: one without a weight or a prior, and
-    with `top-k` one that is not among the k best. Longer chunks need every expert that has a prior.
-    Without a state the prior decides.
-    """
-    shares = rule.shares(experts)
-    if rule.name != "top-k" or state_EB is None:
-        state_EB = torch.zeros(experts, 1)
-    _expect("state", state_EB, (experts, state_EB.shape[-1]))
-    log_weights_EB1 = _posterior(state_EB.double().unsqueeze(-1), shares, rule.floor)
-    if rule.name == "top-k":
-        log_weights_EB1 = top_k(log_weights_EB1, rule.k)
-    return [bool((log_weights_B1 > -math.inf).any()) for log_weights_B1 in log_weights_EB1]
-
-
-def _posterior(sums_EBT: torch.Tensor, prior_E: Sequence[float], floor: float) -> torch.Tensor:
+def posterior_weights(
+    sums_EBT: torch.Tensor, prior_E: Sequence[float], floor: float
+) -> torch.Tensor:
     """Return normalised log weights, fp32 `[E, B, T]`, of decayed log-likelihoods and a prior."""
     log_prior = torch.tensor(
-        _log_shares("prior", prior_E), dtype=torch.float64, device=sums_EBT.device
+        log_shares("prior", prior_E), dtype=torch.float64, device=sums_EBT.device
     )
-    _expect("prior", log_prior, sums_EBT.shape[:1])
+    expect("prior", log_prior, sums_EBT.shape[:1])
     log_prior_E11 = log_prior[:, None, None]
     log_weights_EBT = torch.log_softmax(sums_EBT + log_prior_E11, 0)
     if floor:
@@ -461,43 +324,29 @@ def _posterior(sums_EBT: torch.Tensor, prior_E: Sequence[float], floor: float) -
     return log_weights_EBT.float()
 
 
-def _log_shares(what: str, values: Sequence[float]) -> list[float]:
+def log_shares(what: str, values: Sequence[float]) -> list[float]:
     """Return the logarithms of numbers as shares of their sum; -inf for a 0."""
-    if not _are_shares(values, len(values)):
+    if not are_shares(values, len(values)):
         raise ValueError(f"{what}: {values!r} (allowed: numbers of at least 0, not all 0)")
     total = math.fsum(values)
     return [math.log(value / total) if value else -math.inf for value in values]
 
 
-def _shares_of_run(rule: Rule, was_run: Sequence[bool]) -> list[float]:
-    """Return the shares of the experts that were run, 0 for others; ValueError if one is needed."""
-    shares = rule.shares(len(was_run))
-    needed = [expert for expert, share in enumerate(shares) if share]
-    missing = [expert for expert in needed if not was_run[expert]]
-    if missing and (rule.name != "top-k" or missing == needed):
-        raise ValueError(f"logits: none of expert {missing[0]} (the rule {rule.name} needs them)")
-    return [share if ran else 0.0 for share, ran in zip(shares, was_run, strict=True)]
-
-
-def _tupled(value: Any) -> Any:
-    """Return a list as a tuple, anything else as it is."""
-    return tuple(cast("list[Any]", value)) if isinstance(value, list) else value
-
-
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Return whether `value` is a finite number."""
     return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
 
 
-def _are_shares(values: object, count: int) -> bool:
+def are_shares(values: object, count: int) -> bool:
     """Return whether `values` are `count` numbers of at least 0, with a finite positive sum."""
     if not isinstance(values, tuple | list):
         return False
     numbers = cast("Sequence[Any]", values)
-    fit = len(numbers) == count and all(_is_number(n) and n >= 0 for n in numbers)
+    fit = len(numbers) == count and all(is_number(n) and n >= 0 for n in numbers)
     return fit and 0 < sum(numbers) < math.inf
 
 
-def _shape(logits: Sequence[torch.Tensor]) -> tuple[int, int, int]:
+def shape_of(logits: Sequence[torch.Tensor]) -> tuple[int, int, int]:
     """Return the B, T and V that all logits share; ValueError if they do not."""
     shapes = [list(logits_BTV.shape) for logits_BTV in logits]
     if not shapes or len(shapes[0]) != 3 or any(shape != shapes[0] for shape in shapes):
@@ -506,7 +355,8 @@ def _shape(logits: Sequence[torch.Tensor]) -> tuple[int, int, int]:
     return batch, positions, vocabulary
 
 
-def _expect(what: str, tensor: torch.Tensor, shape: Sequence[int]) -> None:
+def expect(what: str, tensor: torch.Tensor, shape: Sequence[int]) -> None:
+    """Raise ValueError unless a tensor has the shape."""
     if tuple(tensor.shape) != tuple(shape):
         raise ValueError(f"{what}: expected {list(shape)}, got {list(tensor.shape)}")
 

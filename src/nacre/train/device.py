@@ -1,12 +1,49 @@
-"""What the machine offers: fast bf16, and how much memory was used at most."""
+"""What the machine offers: an Accelerator, fast bf16, and how much memory was used at most."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from nacre.growth.plan import Training
+
+
+@contextlib.contextmanager
+def accelerating(
+    training: Training, context: int, out: Path | None = None, trackers: Sequence[str] = ()
+) -> Iterator[Accelerator]:
+    """Give the Accelerator of a run, in bf16 where it is asked for or the device is fast.
+
+    Accelerate keeps its settings for the whole process; they are forgotten at the end.
+    """
+    options: dict[str, Any] = {
+        "gradient_accumulation_steps": micro_batches(training, context),
+        "log_with": list(trackers) or None,
+        "project_dir": None if out is None else str(out),
+    }
+    precision = training.precision
+    try:
+        if precision == "auto":
+            probe = Accelerator(**options)
+            precision = "bf16" if bf16_is_fast(probe.device) else "fp32"
+            AcceleratorState._reset_state(reset_partial_state=True)
+        mixed = {"bf16": "bf16", "fp32": "no"}[precision]
+        yield Accelerator(mixed_precision=mixed, **options)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def micro_batches(training: Training, context: int) -> int:
+    """Return in how many forward passes a batch is split."""
+    micro = training.micro_batch_tokens or training.batch_tokens
+    return max(1, training.batch_tokens // max(micro, context))
 
 
 def bf16_is_fast(device: torch.device) -> bool:

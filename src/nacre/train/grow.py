@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 from peft import PeftModel
@@ -32,9 +31,9 @@ from nacre.growth.plan import Plan, Stage
 from nacre.models import stock
 from nacre.train import checkpoint, folder
 from nacre.train.card import model_card
-from nacre.train.device import bf16_is_fast
+from nacre.train.device import accelerating
 from nacre.train.engine import StageTrunk, drop_caches, reading
-from nacre.train.loop import Hook, StageRun, evaluate, micro_batches, setup, train
+from nacre.train.loop import Hook, StageRun, evaluate, setup, train
 from nacre.train.observer import Observer
 from nacre.train.parts import Parts, make_parts, source_sets
 
@@ -58,24 +57,22 @@ def grow(
     plan = folder.claim(out, plan, resume=resume, overwrite=overwrite)
     check(plan, out, trackers)
     folder.make(out, plan, overwrite=overwrite and not resume)
-    accelerator = make_accelerator(plan, out, trackers)
     try:
-        parts = make_parts(plan, out, observer)
-        if resume:
-            folder.check_parts(out, parts.fingerprints)
-        record = folder.start_record(plan, parts.fingerprints, accelerator.device)
-        checkpoint.write_json(out / folder.RUN, record)
-        accelerator.init_trackers("trackers")
-        for index in range(len(checkpoint.stages(out)), len(plan.stages)):
-            run_stage(plan, index, out, parts, accelerator, observer)
-        drop_caches(out)
-        accelerator.end_training()
+        with accelerating(plan.training, plan.model.context, out, trackers) as accelerator:
+            parts = make_parts(plan, out, observer)
+            if resume:
+                folder.check_parts(out, parts.fingerprints)
+            record = folder.start_record(plan, parts.fingerprints, accelerator.device)
+            checkpoint.write_json(out / folder.RUN, record)
+            accelerator.init_trackers("trackers")
+            for index in range(len(checkpoint.stages(out)), len(plan.stages)):
+                run_stage(plan, index, out, parts, accelerator, observer)
+            drop_caches(out)
+            accelerator.end_training()
     except NacreError:
         if not resume and not (out / folder.RUN).exists():
             shutil.rmtree(out)  # nothing was trained: the mended plan finds an empty place
         raise
-    finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
     return [checkpoint.read_json(path / checkpoint.RECORD) for path in checkpoint.stages(out)]
 
 
@@ -117,22 +114,6 @@ def growable(plan: Plan) -> Iterator[None]:
             raise
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(Problem("from", f"{plan.start_from} cannot be grown: {reason}")) from None
-
-
-def make_accelerator(plan: Plan, out: Path, trackers: Sequence[str]) -> Accelerator:
-    """Return the Accelerator of a run, in bf16 where the plan asks for it or the device is fast."""
-    options: dict[str, Any] = {
-        "gradient_accumulation_steps": micro_batches(plan.training, plan.model.context),
-        "log_with": list(trackers) or None,
-        "project_dir": str(out),
-    }
-    precision = plan.training.precision
-    if precision == "auto":
-        probe = Accelerator(**options)
-        precision = "bf16" if bf16_is_fast(probe.device) else "fp32"
-        AcceleratorState._reset_state(reset_partial_state=True)
-    mixed = {"bf16": "bf16", "fp32": "no"}[precision]
-    return Accelerator(mixed_precision=mixed, **options)
 
 
 @dataclass(frozen=True)

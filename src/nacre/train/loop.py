@@ -25,7 +25,7 @@ from nacre.errors import DivergedError
 from nacre.growth.outputs import Outputs
 from nacre.growth.plan import Stage, Training
 from nacre.models import stock
-from nacre.train.device import PeakMemory
+from nacre.train.device import PeakMemory, micro_batches
 from nacre.train.loss import Objective
 
 WSD_DECAY = 0.2  # the last part of a WSD schedule, in which the learning rate falls to zero
@@ -194,14 +194,14 @@ def setup(
     store: TokenStore,
     accelerator: Accelerator,
     *,
-    objective: Objective,
+    objective: nn.Module,
     outputs: Outputs | None = None,
     context: int,
     seed: int,
     byte_lengths: np.ndarray,
     cursor: LoaderState | None,
 ) -> StageRun:
-    """Build the optimizer and the loader of a stage around its objective.
+    """Build the optimizer and the loader of a stage around its objective (called as `Objective`).
 
     `outputs` are those of the trunk if the objective does not run it.
     """
@@ -316,12 +316,6 @@ def on_device(
     if below_BTD is not None:
         below_BTD = below_BTD.to(device, non_blocking=True)
     return windows[:, :-1], windows[:, 1:], below_BTD
-
-
-def micro_batches(training: Training, context: int) -> int:
-    """Return in how many forward passes a batch is split."""
-    micro = training.micro_batch_tokens or training.batch_tokens
-    return max(1, training.batch_tokens // max(micro, context))
 
 
 @torch.no_grad()

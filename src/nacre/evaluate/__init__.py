@@ -1,0 +1,1 @@
+"""What models are worth on texts they have not seen: plain records, no plots."""

@@ -1,0 +1,240 @@
+"""Language-model scores of texts: bits per byte of documents of any length, and how sure they are.
+
+Shapes: B windows, T positions, V vocabulary, N documents, R resamples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nacre import tokenizer as tokenizers
+from nacre.data import corpus
+from nacre.errors import ConfigError, DataError, Problem
+from nacre.models.mixing import log_likelihood
+
+RESAMPLES = 2000
+DRAWN_AT_ONCE = 4_000_000  # documents of resamples in memory
+
+
+@dataclass(frozen=True)
+class EvalDocument:
+    """One text, the domain it is counted under, and the file and place it came from."""
+
+    text: str
+    domain: str
+    source: str
+
+    @property
+    def language(self) -> str:
+        """The first part of the domain: `en` of `en/novels`."""
+        return self.domain.partition("/")[0]
+
+
+def read_documents(folder: str | Path) -> list[EvalDocument]:
+    """Read a folder of texts in all formats that `nacre.data` reads, sorted by domain and file.
+
+    A document's domain is its file's folder inside `folder` (`en/novels`); of a file directly in it
+    the name without extensions. Hidden files are left out. Raises DataError for a missing folder,
+    one without text, and as `corpus.read` does for text that cannot be read.
+    """
+    root = Path(folder).absolute()
+    if not root.is_dir():
+        what = "is no folder" if root.exists() else "there is no such folder"
+        fix = "name one that holds a folder, or a file, of text for each domain"
+        raise DataError(f"{folder}: {what}; {fix}")
+    files = [(_domain(path.relative_to(root)), path) for path in corpus.check([str(root)]).files]
+    return [
+        EvalDocument(document.text, domain, document.source)
+        for domain, path in sorted(files, key=lambda file: (file[0], file[1].as_posix()))
+        for document in corpus.read_file(path)
+    ]
+
+
+def _domain(path: Path) -> str:
+    if len(path.parts) > 1:
+        return path.parent.as_posix()
+    compressed = path.suffix.lower() in corpus.COMPRESSIONS
+    return Path(path.stem).stem if compressed else path.stem
+
+
+def fingerprint(documents: Sequence[EvalDocument]) -> str:
+    """Return the SHA-256 (hex) of the documents' domains and texts, in order."""
+    total = hashlib.sha256()
+    for document in documents:
+        for part in (document.domain, document.text):
+            total.update(hashlib.sha256(part.encode()).digest())
+    return total.hexdigest()
+
+
+@dataclass(frozen=True)
+class DocumentScore:
+    """How badly a model foretold a document: -log p of its `tokens` in nats, its UTF-8 `bytes`."""
+
+    nats: float
+    tokens: int
+    bytes: int
+
+    @property
+    def bits_per_byte(self) -> float:
+        """The document's own; nan for an empty one."""
+        return bits_per_byte([self])
+
+
+def bits_per_byte(scores: Iterable[DocumentScore]) -> float:
+    """Return the bits per byte of documents taken together; nan if they have no bytes."""
+    scores = list(scores)
+    size = sum(score.bytes for score in scores)
+    return math.fsum(score.nats for score in scores) / math.log(2) / size if size else math.nan
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Return the ids of texts, without special tokens; special tokens' names in them stay text."""
+    rust = tokenizers.encoder(tokenizer)
+    return [found.ids for found in rust.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A piece of a document: predicts its tokens `begin` to `end`; the last `new` count."""
+
+    document: int
+    begin: int
+    end: int
+    new: int
+
+    @property
+    def length(self) -> int:
+        return self.end - self.begin
+
+
+@torch.no_grad()
+def score(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    context: int | None = None,
+    stride: int | None = None,
+    batch_tokens: int = 2048,
+    progress: Callable[[int], None] | None = None,
+) -> list[DocumentScore]:
+    """Score every text as a document of its own, on the model's device.
+
+    A document begins after the end-of-document token, so all of its tokens are predicted, each
+    once. Windows are `context` tokens long (default: the model's) and advance by `stride` (default:
+    half of that); what the window before has predicted does not count again. About `batch_tokens`
+    tokens are read at once, which changes no score. `progress` receives the number of tokens scored
+    since its last call. The model is left in evaluation mode. Raises ConfigError for a context or
+    stride the model cannot have and a tokenizer without a token to separate documents.
+    """
+    context, stride = _reach(model, context, stride)
+    end_id = tokenizers.end_of_document(tokenizer)
+    encoded = [torch.tensor([end_id, *ids]) for ids in encode(tokenizer, texts)]
+    model.eval()
+    may_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
+    nats = [0.0] * len(texts)
+    windows = _windows([len(ids) - 1 for ids in encoded], context, stride)
+    for batch in _batches(windows, batch_tokens):
+        rows = [encoded[window.document][window.begin : window.end + 1] for window in batch]
+        ids_BT = pad_sequence(rows, batch_first=True, padding_value=end_id).to(model.device)
+        targets_BT = ids_BT[:, 1:]
+        places_T = torch.arange(targets_BT.shape[1], device=model.device)
+        end_B1 = torch.tensor([[window.length] for window in batch], device=model.device)
+        new_B1 = torch.tensor([[window.new] for window in batch], device=model.device)
+        mask_BT = places_T < end_B1
+        counts_BT = mask_BT & (places_T >= end_B1 - new_B1)
+        keep = batch[0].length - min(window.length - window.new for window in batch)
+        logits_BTV = model(
+            input_ids=ids_BT[:, :-1],
+            attention_mask=mask_BT.long(),
+            use_cache=False,
+            **({"logits_to_keep": keep} if may_keep else {}),
+        ).logits[:, -keep:]
+        likelihood_BT = log_likelihood(logits_BTV, targets_BT[:, -keep:])
+        counted_BT = likelihood_BT.masked_fill(~counts_BT[:, -keep:], 0.0)
+        for window, total in zip(batch, counted_BT.cpu().double().sum(1).tolist(), strict=True):
+            nats[window.document] -= total
+        if progress:
+            progress(sum(window.new for window in batch))
+    return [
+        DocumentScore(total, len(ids) - 1, len(text.encode()))
+        for total, ids, text in zip(nats, encoded, texts, strict=True)
+    ]
+
+
+def _reach(model: PreTrainedModel, context: int | None, stride: int | None) -> tuple[int, int]:
+    """Return context and stride with their defaults; raise ConfigError for impossible ones."""
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    context = most if context is None else context
+    if context is None:
+        message = "the model's configuration does not say it"
+        raise ConfigError(Problem("context", message, "give the number of tokens it can read"))
+    if not 1 <= context <= (most or context):
+        message = f"{context} is not 1 {f'to {most:,}' if most else 'or more'}"
+        raise ConfigError(Problem("context", message, "leave it out for the model's own"))
+    stride = max(1, context // 2) if stride is None else stride
+    if not 1 <= stride <= context:
+        message = f"{stride} is not 1 to {context:,}, the context"
+        raise ConfigError(Problem("stride", message, "half the context is usual"))
+    return context, stride
+
+
+def _windows(lengths: Iterable[int], context: int, stride: int) -> Iterator[_Window]:
+    """Yield the windows of documents of so many tokens."""
+    for document, length in enumerate(lengths):
+        begin = scored = 0
+        while scored < length:
+            end = min(begin + context, length)
+            yield _Window(document, begin, end, end - scored)
+            begin, scored = begin + stride, end
+
+
+def _batches(windows: Iterable[_Window], batch_tokens: int) -> Iterator[list[_Window]]:
+    """Yield windows of about the same length together, the longest first."""
+    ordered = sorted(windows, key=lambda window: (window.length, window.new), reverse=True)
+    begin = 0
+    while begin < len(ordered):
+        end = begin + max(1, batch_tokens // ordered[begin].length)
+        yield ordered[begin:end]
+        begin = end
+
+
+def interval(
+    scores: Sequence[DocumentScore],
+    others: Sequence[DocumentScore],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[float, float] | None:
+    """Return the 95% interval of how many more bits per byte `scores` have than `others`.
+
+    Both are of the same documents. A percentile bootstrap (Efron and Tibshirani 1993, "An
+    Introduction to the Bootstrap", chapter 13) over documents, drawn for both models at once as in
+    Koehn 2004 ("Statistical significance tests for machine translation evaluation"). None for fewer
+    than two documents. Raises ValueError for scores of different documents.
+    """
+    sizes_N = np.array([score.bytes for score in scores])
+    if sizes_N.tolist() != [other.bytes for other in others]:
+        raise ValueError("scores of different documents cannot be compared")
+    count = len(scores)
+    if count < 2:
+        return None
+    more_N = np.array([a.nats - b.nats for a, b in zip(scores, others, strict=True)])
+    generator = np.random.default_rng(seed)
+    rows = max(1, DRAWN_AT_ONCE // count)
+    nats_per_byte: list[float] = []
+    for begin in range(0, resamples, rows):
+        drawn_RN = generator.integers(count, size=(min(rows, resamples - begin), count))
+        nats_per_byte += (more_N[drawn_RN].sum(1) / sizes_N[drawn_RN].sum(1)).tolist()
+    low, high = np.percentile(nats_per_byte, [2.5, 97.5]) / math.log(2)
+    return float(low), float(high)
