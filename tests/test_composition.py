@@ -104,7 +104,7 @@ def test_a_rule_and_its_options_are_refused_in_one_message(place: Place, tmp_pat
     out = tmp_path / "out"
     text = refused(ConfigError, [place.a, place.b], out, "posterio")
     assert text == "--mix: 'posterio' is no rule (did you mean 'posterior'?)"
-    text = refused(ConfigError, [place.a, place.b], out, decya=0.5, floor=2, prior=[1])
+    text = refused(ConfigError, [place.a, place.b], out, "posterior", decya=0.5, floor=2, prior=[1])
     assert "--set decya: is no option of posterior (did you mean 'decay'?)" in text
     assert "--set floor: 2 (allowed: a number from 0, under 1)" in text
     assert "--set prior: (1,) (allowed: 2 numbers" in text
@@ -250,8 +250,7 @@ def test_contexts_and_substrates_may_differ_and_are_said(place: Place, tmp_path:
     contexts, substrates = record["notes"]
     assert contexts == "contexts differ (a 32, other 24); the smallest one holds"
     assert substrates.startswith("substrates differ (a ")
-    assert record["mix"]["name"] == "posterior"
-    assert record["mix"]["decay"] == 0.9
+    assert record["mix"] == {"name": "fixed-share", "switch": 0.005}
 
 
 def test_shared_blocks_are_counted_and_held_once(place: Place, tmp_path: Path) -> None:
@@ -526,7 +525,7 @@ def test_options_of_the_command_that_do_not_go_together(
     assert "--out: where to? (name a new folder)" in said
     code, _, said = command("compose", place.a, place.b, "--out", tmp_path / "o", "--set", "out=3")
     assert code == 2
-    assert "--set out: is no option of posterior" in said
+    assert "--set out: is no option of fixed-share" in said
 
 
 def test_a_composition_generates_as_any_model(place: Place, tmp_path: Path) -> None:
@@ -577,7 +576,7 @@ def test_a_trace_says_who_carried_each_token(
 
 
 def test_a_trace_follows_the_posterior(place: Place, tmp_path: Path) -> None:
-    nacre.compose([place.a, place.other], tmp_path / "out", decay=1.0)
+    nacre.compose([place.a, place.other], tmp_path / "out", "posterior", decay=1.0)
     sampling = generation.Sampling(max_new_tokens=4, seed=2)
     traced = generation.trace(tmp_path / "out", "It was the best", sampling)
     tokenizer = tokenizers.load(tmp_path / "out")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import WITHOUT_NACRE, Build
+from conftest import WITHOUT_NACRE, Build, Command
 from test_composed import compose as composed
 from test_composed import mixed
 from test_trained import shaken
@@ -213,7 +213,7 @@ def test_heads_are_tuned_in_place_and_given_back(place: Place, tmp_path: Path) -
     nacre.compose([place.low, place.high], out, "mean-logits")
     ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
     before = mixed(nacre.load_composition(out), ids)
-    record = composition.tune(out, place.tuning)
+    record = nacre.tune_heads(out, place.tuning)
     again = composition.tune(out, place.tuning)
     assert record["trained"]["sha256"] == again["trained"]["sha256"]
     assert not torch.equal(mixed(nacre.load_composition(out), ids), before)
@@ -251,6 +251,71 @@ torch.save(model(torch.tensor({ids})).logits, {str(tmp_path / "logits.pt")!r})
 """
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, cwd=tmp_path)
     assert torch.equal(torch.load(tmp_path / "logits.pt"), expected)
+
+
+# --- the command ---
+
+
+def test_the_command_trains_reports_and_says_so(
+    place: Place, tmp_path: Path, command: Command
+) -> None:
+    out = tmp_path / "out"
+    text = ["--data", place.root / "low.txt", "--data", place.root / "high.txt"]
+    how = ["--tokens", "4096", "--lr", "0.01"]
+    code, said, shown = command(
+        "compose", place.low, place.high, "--mix", "gate", *text, *how, "--out", out, "--json"
+    )
+    assert code == 0
+    assert "Train the gate ..." in shown
+    record = json.loads(said)
+    assert record["trained"]["tokens"] == 4096
+    assert record["trained"]["lr"] == 0.01
+    code, said, shown = command("compose", place.low, place.high, "--out", tmp_path / "plain")
+    assert code == 0
+    code, said, shown = command("compose", "--tune", "heads", *text, *how, tmp_path / "plain")
+    assert code == 0
+    assert "heads trained on 4,096 tokens" in shown
+    code, said, shown = command(
+        "compose", place.low, place.high, "--tune", "heads", *text, *how,
+        "--out", tmp_path / "new", "--quiet",
+    )  # fmt: skip
+    assert (code, said, shown) == (0, "", "")
+    assert nacre.load_composition(tmp_path / "new").rule == Rule()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tune", "gate"], "--tune: 'gate' is not heads (for a gate or an adapter: --mix gate"),
+        (["--tokens", "5k"], "--tokens: nothing is trained without text (name it with --data)"),
+        (["--lr", "1"], "--lr: nothing is trained without text (name it with --data)"),
+        (["--mix", "gate"], "--data: none, but gate is trained"),
+        (["--data", "x.txt"], "--data: nothing is trained under fixed-share"),
+        (
+            ["--mix", "gate", "--data", "x.txt", "--tokens", "many"],
+            "training: tokens: expected a number such as 500k",
+        ),
+        (["--mix", "gate", "--data", "x.txt", "--lr", "-1"], "training: lr: "),
+    ],
+)
+def test_options_that_do_not_go_together(
+    arguments: list[str], message: str, place: Place, tmp_path: Path, command: Command
+) -> None:
+    out = tmp_path / "out"
+    code, _, shown = command("compose", place.low, place.high, "--out", out, *arguments)
+    assert code == 2
+    assert message in shown
+    assert not out.exists()
+
+
+def test_tuning_in_place_goes_alone(place: Place, tmp_path: Path, command: Command) -> None:
+    nacre.compose([place.low, place.high], tmp_path / "out")
+    code, _, shown = command("compose", "--tune", "heads", "--mix", "gate", tmp_path / "out")
+    assert code == 2
+    assert "--mix: does not go with --tune alone (compose anew for that)" in shown
+    code, _, shown = command("compose", "--tune", "heads", tmp_path / "out")
+    assert code == 2
+    assert "--data: none, but heads are trained" in shown
 
 
 # --- refusals ---
@@ -340,6 +405,12 @@ def test_experts_that_do_not_split(
         )  # fmt: skip
     assert message in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_has_no_trace(place: Place, tmp_path: Path) -> None:
+    mix_text(place, tmp_path / "out", "adapter")
+    with pytest.raises(ConfigError, match=r"--weights-trace: .* is mixed by an adapter, which has"):
+        nacre.trace(tmp_path / "out", "abc")
 
 
 def test_text_that_is_not_there(place: Place, tmp_path: Path) -> None:

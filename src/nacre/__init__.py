@@ -6,10 +6,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nacre.composition import Tuning, compose
     from nacre.composition import add as add_expert
-    from nacre.composition import compose
     from nacre.composition import load as load_composition
     from nacre.composition import remove as remove_expert
+    from nacre.composition import tune as tune_heads
     from nacre.doctor import examine
     from nacre.generation import Sampling, generate, generate_at_depths, trace
     from nacre.growth.budget import estimate
@@ -31,6 +32,7 @@ _PUBLIC = {
     "Sampling": ("nacre.generation", "Sampling"),
     "Substrate": ("nacre.substrate", "Substrate"),
     "SubstrateRecipe": ("nacre.substrate", "SubstrateRecipe"),
+    "Tuning": ("nacre.composition", "Tuning"),
     "add_expert": ("nacre.composition", "add"),
     "build_tokenizer": ("nacre.tokenizer", "build"),
     "compose": ("nacre.composition", "compose"),
@@ -45,6 +47,7 @@ _PUBLIC = {
     "remove_expert": ("nacre.composition", "remove"),
     "token_strings": ("nacre.tokenizer", "token_strings"),
     "trace": ("nacre.generation", "trace"),
+    "tune_heads": ("nacre.composition", "tune"),
     "write_report": ("nacre.report", "write"),
 }
 
@@ -54,6 +57,7 @@ __all__ = [
     "Sampling",
     "Substrate",
     "SubstrateRecipe",
+    "Tuning",
     "add_expert",
     "build_tokenizer",
     "compose",
@@ -68,6 +72,7 @@ __all__ = [
     "remove_expert",
     "token_strings",
     "trace",
+    "tune_heads",
     "write_report",
 ]
 

@@ -292,7 +292,7 @@ def compose(
     experts: Annotated[
         list[str], typer.Argument(metavar="EXPERT...", help="Stages, runs, Hugging Face folders.")
     ],
-    mix: Annotated[str | None, typer.Option(help="The rule, see docs; default: posterior.")] = None,
+    mix: Annotated[str | None, typer.Option(help="The rule; default: fixed-share.")] = None,
     out: Annotated[Path | None, typer.Option(help="The folder to write.")] = None,
     settings: Annotated[
         list[str] | None,

@@ -114,7 +114,8 @@ def trace(path: str | Path, prompt: str, sampling: Sampling | None = None) -> li
     Each entry has the `token`, its `text` (empty inside a character that later tokens complete) and
     `weights`: the share of each expert, by name, in the distribution that the token was drawn from.
     The shares come from one pass over the whole text, in which no expert is skipped. Raises
-    `ConfigError` for a path that is no composition, and as `generate` does.
+    `ConfigError` for a path that is no composition or is mixed by an adapter, and as `generate`
+    does.
     """
     sampling = sampling or Sampling()
     options = sampling.options()
@@ -122,6 +123,9 @@ def trace(path: str | Path, prompt: str, sampling: Sampling | None = None) -> li
         fix = "make one with `nacre compose`"
         raise ConfigError(Problem("--weights-trace", f"{path} is no composition", fix))
     model = composition.load(path)
+    if model.rule.name == "adapter":
+        message = f"{path} is mixed by an adapter, which has no weights for each expert"
+        raise ConfigError(Problem("--weights-trace", message, "use another rule"))
     tokenizer = tokenizers.load(path)
     ids_BT = encode(prompt, tokenizer, model, sampling.max_new_tokens)
     set_seed(sampling.seed)

@@ -29,6 +29,7 @@ SUITES = {
     "substrate": ("nacre.bench.substrate", "a glyph substrate of 65,536 tokens x 1,024"),
     "tokenizer": ("nacre.bench.tokenizer", "English in MB/s, one thread and two"),
     "generate": ("nacre.bench.generate", "tokens/s of generation with the key-value cache"),
+    "compose": ("nacre.bench.compose", "a composition of two experts against one of them"),
 }
 """Per suite: the module, and what it measures."""
 

@@ -65,7 +65,7 @@ AutoModelForCausalLM.register(ComposedConfig, CheckedComposition, exist_ok=True)
 def compose(
     experts: Sequence[str | Path],
     out: str | Path,
-    mix: str = "posterior",
+    mix: str = Rule.name,
     *,
     names: Sequence[str] | None = None,
     bundle: bool = False,

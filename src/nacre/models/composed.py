@@ -63,7 +63,7 @@ class ComposedConfig(PreTrainedConfig):
         **kwargs: Any,
     ) -> None:
         self.experts = [dict(expert) for expert in experts]
-        self.mix = dict(mix or {"name": "posterior"})
+        self.mix = dict(mix or Rule().as_json())
         self.vocab_size = vocab_size
         self.max_position_embeddings = max_position_embeddings
         kwargs.setdefault("tie_word_embeddings", False)

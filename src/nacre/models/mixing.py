@@ -227,7 +227,7 @@ def fixed_share(
         seen_EB = torch.log_softmax(state_EB + observed_EB, 0)
         state_EB = torch.where(real_B, torch.logaddexp(seen_EB + kept, drawn_E1), state_EB)
         weights.append(state_EB)
-    return torch.stack(weights, -1).float(), state_EB
+    return torch.log_softmax(torch.stack(weights, -1), 0).float(), state_EB
 
 
 @torch.no_grad()

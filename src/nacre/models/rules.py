@@ -67,13 +67,13 @@ class Rule:
     and are taken as shares of their sum. `gate` and `adapter` are trained, see `trained.py`.
     """
 
-    name: str = "posterior"
+    name: str = "fixed-share"
     domain: Literal["logits", "probs"] | None = None
     weights: tuple[float, ...] | None = None
     prior: tuple[float, ...] | None = None
     decay: float = 0.9
     floor: float = 0.0
-    switch: float = 0.01
+    switch: float = 0.005
     temperature: float = 1.0
     k: int = 1
     threshold: float = 0.5

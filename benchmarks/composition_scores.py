@@ -1,0 +1,182 @@
+"""Scores of the composition study: every rule on held-out text, beside experts and one model.
+
+    python benchmarks/composition_scores.py runs/composition [--seeds 0 1 2]
+
+Adds to runs/composition/scores.jsonl what is not there yet, one model and rule a line: bits per
+byte of each domain's own text and of documents that mix or switch, for every pair.
+Every second document was used to choose options (`--choose` scores these); the others are reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import composition_text as text
+import torch
+from composition import PAIRS
+
+from nacre import composition
+from nacre import tokenizer as tokenizers
+from nacre.composition.tuning import Tuning
+from nacre.evaluate import language
+from nacre.models.rules import Rule
+from nacre.train import checkpoint
+
+OWN, MIXED = 48, 80  # documents of a domain and of a kind of pair, every second one reported
+TUNING_TOKENS = 200_000
+RULES: dict[str, dict[str, Any]] = {
+    "mean-logits": {"name": "mean-logits"},
+    "mean-probs": {"name": "mean-probs"},
+    "entropy": {"name": "entropy"},
+    "posterior, decay 1": {"name": "posterior", "decay": 1.0},
+    "posterior, decay 0.9": {"name": "posterior", "decay": 0.9},
+    "fixed-share": Rule("fixed-share").as_json(),
+    "top-k, k 1": {"name": "top-k", "k": 1},
+    "selective": {"name": "selective"},
+}
+FOUR = ("mean-logits", "mean-probs", "posterior, decay 0.9", "fixed-share")
+TRAINED: dict[str, tuple[str, bool]] = {
+    "gate": ("gate", False),
+    "adapter": ("adapter", False),
+    "mean-logits, heads tuned": ("mean-logits", True),
+}
+
+
+class Study:
+    """The texts, and what has been scored on them."""
+
+    def __init__(self, out: Path, choose: bool) -> None:
+        self.out = out
+        self.tokenizer = tokenizers.load(out / "tokenizer")
+        self.file = out / ("choosing.jsonl" if choose else "scores.jsonl")
+        lines = self.file.read_text().splitlines() if self.file.exists() else []
+        self.done = {json.loads(line)["key"] for line in lines}
+        self.part = slice(0 if choose else 1, None, 2)
+
+    def documents(self, domains: Sequence[str]) -> dict[str, list[str]]:
+        """Return the texts of some domains and of all pairs of these, by name."""
+        folders = {domain: (self.out / "text" / "own" / domain, OWN) for domain in domains}
+        for a in text.DOMAINS:
+            for b in text.DOMAINS:
+                pair = self.out / "text" / "pairs" / f"{a}-{b}"
+                if a in domains and b in domains and pair.exists():
+                    for kind in ("switches", "mixed"):
+                        folders[f"{a}-{b} {kind}"] = (pair / kind, MIXED)
+        return {
+            name: [
+                p.read_text(encoding="utf-8") for p in sorted(folder.iterdir())[:most][self.part]
+            ]
+            for name, (folder, most) in folders.items()
+        }
+
+    def score(self, model: Any, domains: Sequence[str], /, **about: Any) -> None:
+        """Score a model on the texts of some domains, unless that was done."""
+        key = json.dumps(about, sort_keys=True)
+        if key in self.done:
+            return
+        groups = self.documents(domains)
+        texts = [one for documents in groups.values() for one in documents]
+        scores = iter(language.score(model, self.tokenizer, texts))
+        found = {name: [next(scores) for _ in documents] for name, documents in groups.items()}
+        record = about | {
+            "key": key,
+            "bits_per_byte": {name: language.bits_per_byte(s) for name, s in found.items()},
+            "bytes": {name: sum(one.bytes for one in s) for name, s in found.items()},
+        }
+        with self.file.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        self.done.add(key)
+        shown = {name: round(value, 3) for name, value in record["bits_per_byte"].items()}
+        print(about, shown, flush=True)
+
+    def missing(self, **about: Any) -> bool:
+        """Tell whether this was not scored yet."""
+        return json.dumps(about, sort_keys=True) not in self.done
+
+
+def last(run: Path) -> Path:
+    return Path(checkpoint.newest(run))
+
+
+def averaged(runs: Sequence[Path]) -> Any:
+    """Return the model whose weights are the mean of the runs' weights."""
+    models = [checkpoint.load_model(last(run)) for run in runs]
+    with torch.no_grad():
+        for name, tensor in models[0].state_dict().items():
+            tensor.copy_(torch.stack([model.state_dict()[name] for model in models]).mean(0))
+    return models[0]
+
+
+def compositions(place: Path) -> Iterator[tuple[str, tuple[str, ...], list[Path]]]:
+    """Yield how the experts were grown, their domains, and their runs."""
+    for grown, suffix in (("apart", ""), ("trunk", "-branch")):
+        for domains in (*PAIRS, text.DOMAINS):
+            yield grown, tuple(domains), [place / f"{domain}{suffix}" for domain in domains]
+
+
+def score_seed(study: Study, seed: int, trained: bool) -> None:
+    """Score all that was grown for a seed."""
+    place = study.out / f"seed-{seed}"
+    for a, b in PAIRS:
+        about = {"seed": seed, "model": f"{a}-and-{b}"}
+        if study.missing(**about):
+            study.score(checkpoint.load_model(last(place / f"{a}-and-{b}")), (a, b), **about)
+    for domain in text.DOMAINS:
+        for suffix in ("", "-branch"):
+            about = {"seed": seed, "model": f"{domain}{suffix}"}
+            if study.missing(**about):
+                study.score(
+                    checkpoint.load_model(last(place / f"{domain}{suffix}")), text.DOMAINS, **about
+                )
+    for grown, domains, runs in compositions(place):
+        about = {"seed": seed, "grown": grown, "experts": list(domains)}
+        chosen = RULES if len(domains) == 2 else {name: RULES[name] for name in FOUR}
+        with tempfile.TemporaryDirectory() as folder:
+            composition.compose(runs, Path(folder) / "composition")
+            model = composition.load(Path(folder) / "composition")
+        for name, mix in chosen.items():
+            model.config.mix = mix
+            model.arrange()
+            study.score(model, domains, rule=name, **about)
+        if len(domains) == 2:
+            about_average = about | {"rule": "weights averaged"}
+            if study.missing(**about_average):
+                study.score(averaged(runs), domains, **about_average)
+        if trained and len(domains) == 2 and grown == "apart":
+            score_trained(study, runs, domains, about)
+
+
+def score_trained(
+    study: Study, runs: Sequence[Path], domains: Sequence[str], about: dict[str, Any]
+) -> None:
+    """Train and score the rules that are trained, on the experts' own training text."""
+    sources = tuple(str(study.out / "text" / "train" / f"{domain}.jsonl") for domain in domains)
+    for name, (mix, heads) in TRAINED.items():
+        if study.missing(rule=name, **about):
+            tuning = Tuning(sources=sources, tokens=TUNING_TOKENS)
+            with tempfile.TemporaryDirectory() as folder:
+                out = Path(folder) / "composition"
+                record = composition.compose(runs, out, mix, tuning=tuning, tune_heads=heads)
+                print(composition.summary(record)[-1], flush=True)
+                study.score(composition.load(out), domains, rule=name, **about)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--choose", action="store_true")
+    parser.add_argument("--no-trained", action="store_true")
+    options = parser.parse_args()
+    study = Study(options.out, options.choose)
+    for seed in options.seeds:
+        score_seed(study, seed, not options.no_trained)
+
+
+if __name__ == "__main__":
+    main()
