@@ -27,8 +27,9 @@ from nacre.evaluate import language
 from nacre.models.rules import Rule
 from nacre.train import checkpoint
 
-OWN, MIXED = 48, 80  # documents of a domain and of a kind of pair, every second one reported
+OWN, MIXED = 24, 60  # documents of a domain and of a kind of pair, every second one reported
 TUNING_TOKENS = 200_000
+Pair = tuple[str, str]
 RULES: dict[str, dict[str, Any]] = {
     "mean-logits": {"name": "mean-logits"},
     "mean-probs": {"name": "mean-probs"},
@@ -39,7 +40,8 @@ RULES: dict[str, dict[str, Any]] = {
     "top-k, k 1": {"name": "top-k", "k": 1},
     "selective": {"name": "selective"},
 }
-FOUR = ("mean-logits", "mean-probs", "posterior, decay 0.9", "fixed-share")
+FEW = ("mean-logits", "mean-probs", "posterior, decay 0.9", "fixed-share")
+"""Rules for all but the first pair."""
 TRAINED: dict[str, tuple[str, bool]] = {
     "gate": ("gate", False),
     "adapter": ("adapter", False),
@@ -58,15 +60,13 @@ class Study:
         self.done = {json.loads(line)["key"] for line in lines}
         self.part = slice(0 if choose else 1, None, 2)
 
-    def documents(self, domains: Sequence[str]) -> dict[str, list[str]]:
-        """Return the texts of some domains and of all pairs of these, by name."""
+    def documents(self, domains: Sequence[str], pairs: Sequence[Pair]) -> dict[str, list[str]]:
+        """Return the texts of some domains and of some pairs, by name."""
         folders = {domain: (self.out / "text" / "own" / domain, OWN) for domain in domains}
-        for a in text.DOMAINS:
-            for b in text.DOMAINS:
-                pair = self.out / "text" / "pairs" / f"{a}-{b}"
-                if a in domains and b in domains and pair.exists():
-                    for kind in ("switches", "mixed"):
-                        folders[f"{a}-{b} {kind}"] = (pair / kind, MIXED)
+        for a, b in pairs:
+            for kind in ("switches", "mixed"):
+                folder = self.out / "text" / "pairs" / f"{a}-{b}" / kind
+                folders[f"{a}-{b} {kind}"] = (folder, MIXED)
         return {
             name: [
                 p.read_text(encoding="utf-8") for p in sorted(folder.iterdir())[:most][self.part]
@@ -74,12 +74,14 @@ class Study:
             for name, (folder, most) in folders.items()
         }
 
-    def score(self, model: Any, domains: Sequence[str], /, **about: Any) -> None:
-        """Score a model on the texts of some domains, unless that was done."""
+    def score(
+        self, model: Any, domains: Sequence[str], pairs: Sequence[Pair], /, **about: Any
+    ) -> None:
+        """Score a model on the texts of some domains and pairs, unless that was done."""
         key = json.dumps(about, sort_keys=True)
         if key in self.done:
             return
-        groups = self.documents(domains)
+        groups = self.documents(domains, pairs)
         texts = [one for documents in groups.values() for one in documents]
         scores = iter(language.score(model, self.tokenizer, texts))
         found = {name: [next(scores) for _ in documents] for name, documents in groups.items()}
@@ -116,38 +118,40 @@ def compositions(place: Path) -> Iterator[tuple[str, tuple[str, ...], list[Path]
     """Yield how the experts were grown, their domains, and their runs."""
     for grown, suffix in (("apart", ""), ("trunk", "-branch")):
         for domains in (*PAIRS, text.DOMAINS):
-            yield grown, tuple(domains), [place / f"{domain}{suffix}" for domain in domains]
+            runs = [place / f"{domain}{suffix}" for domain in domains]
+            if all(run.exists() for run in runs):
+                yield grown, tuple(domains), runs
 
 
 def score_seed(study: Study, seed: int, trained: bool) -> None:
     """Score all that was grown for a seed."""
     place = study.out / f"seed-{seed}"
-    for a, b in PAIRS:
-        about = {"seed": seed, "model": f"{a}-and-{b}"}
-        if study.missing(**about):
-            study.score(checkpoint.load_model(last(place / f"{a}-and-{b}")), (a, b), **about)
-    for domain in text.DOMAINS:
-        for suffix in ("", "-branch"):
-            about = {"seed": seed, "model": f"{domain}{suffix}"}
-            if study.missing(**about):
-                study.score(
-                    checkpoint.load_model(last(place / f"{domain}{suffix}")), text.DOMAINS, **about
-                )
+    alone = {f"{a}-and-{b}": (a, b) for a, b in PAIRS}
+    alone |= {f"{d}{suffix}": text.DOMAINS for d in text.DOMAINS for suffix in ("", "-branch")}
+    for name, domains in alone.items():
+        about = {"seed": seed, "model": name}
+        if (place / name).exists() and study.missing(**about):
+            mine = [
+                pair for pair in PAIRS if name.partition("-branch")[0] in pair or domains == pair
+            ]
+            study.score(checkpoint.load_model(last(place / name)), domains, mine, **about)
     for grown, domains, runs in compositions(place):
         about = {"seed": seed, "grown": grown, "experts": list(domains)}
-        chosen = RULES if len(domains) == 2 else {name: RULES[name] for name in FOUR}
+        pairs = [domains] if len(domains) == 2 else []
+        first = grown == "apart" and domains == PAIRS[0]
+        chosen = RULES if first else {name: RULES[name] for name in FEW}
         with tempfile.TemporaryDirectory() as folder:
             composition.compose(runs, Path(folder) / "composition")
             model = composition.load(Path(folder) / "composition")
         for name, mix in chosen.items():
             model.config.mix = mix
             model.arrange()
-            study.score(model, domains, rule=name, **about)
+            study.score(model, domains, pairs, rule=name, **about)
         if len(domains) == 2:
             about_average = about | {"rule": "weights averaged"}
             if study.missing(**about_average):
-                study.score(averaged(runs), domains, **about_average)
-        if trained and len(domains) == 2 and grown == "apart":
+                study.score(averaged(runs), domains, pairs, **about_average)
+        if trained and first:
             score_trained(study, runs, domains, about)
 
 
@@ -163,7 +167,7 @@ def score_trained(
                 out = Path(folder) / "composition"
                 record = composition.compose(runs, out, mix, tuning=tuning, tune_heads=heads)
                 print(composition.summary(record)[-1], flush=True)
-                study.score(composition.load(out), domains, rule=name, **about)
+                study.score(composition.load(out), domains, [domains], rule=name, **about)
 
 
 def main() -> None:

@@ -321,7 +321,9 @@ def test_every_rule_is_saved_loaded_and_described(rule: str, grown: Place, tmp_p
     options: dict[str, Any] = {"weights": [1, 3]} if rule == "weighted" else {}
     if rule in TRAINED:
         sources = (str(grown.root / "text.txt"),)
-        options["tuning"] = composition.Tuning(sources=sources, tokens=512, validation_tokens=256)
+        options["tuning"] = composition.Tuning(
+            sources=sources, tokens=512, batch_tokens=256, validation_tokens=256
+        )
     nacre.compose([grown.a, grown.other], tmp_path / "out", rule, **options)
     config = AutoConfig.from_pretrained(tmp_path / "out")
     assert config.mix["name"] == rule
@@ -486,7 +488,7 @@ def test_a_refused_change_leaves_the_composition_as_it_was(place: Place, tmp_pat
         nacre.add_expert(place.other, place.a)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     (out / "composition.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"composition\.json: damaged: lacks 'bundled'"):
+    with pytest.raises(CheckpointError, match=r"composition\.json: damaged: lacks 'mix'"):
         nacre.add_expert(place.other, out)
 
 

@@ -113,4 +113,26 @@ def test_trained_rules_are_for_their_experts(pico: Build, ids: torch.Tensor) -> 
     assert mixed(compose([models[0], pico("gpt2")], Rule("adapter")), ids).isfinite().all()
     with pytest.raises(ValueError, match=r"rank: 0 makes a dense adapter of 131,072,000,000 weigh"):
         build(Rule("adapter", rank=0), [8, 8], 256_000)
+    with pytest.raises(ValueError, match=r"rank: 900 makes an adapter of .*give a lower rank"):
+        build(Rule("adapter", rank=900), [8, 8], 256_000)
     assert build(Rule("posterior"), [8, 8], 64) is None
+
+
+@pytest.mark.parametrize("rule", [Rule("gate"), Rule("adapter"), Rule("adapter", rank=0)])
+def test_autocast_changes_no_trained_rule(rule: Rule, pico: Build, ids: torch.Tensor) -> None:
+    model = compose([pico("llama", seed=1), pico("llama", seed=2)], rule)
+    shaken(model.mixer)
+    hidden = model.hidden(ids)
+    inputs = (
+        [model.logits(e, h) for e, h in enumerate(hidden)] if rule.name == "adapter" else hidden
+    )
+    plain = model.mixer(inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.mixer(inputs), plain)
+
+
+def test_tuned_heads_are_for_their_experts(pico: Build) -> None:
+    model = compose([pico("llama", seed=1), pico("llama", seed=2)], Rule())
+    model.load_trained({name: t.detach() + 1 for name, t in model.trained_tensors(True).items()})
+    with pytest.raises(ValueError, match="the heads were trained for exactly these experts"):
+        model.remove_expert("a")

@@ -17,15 +17,24 @@ from test_composed import compose as composed
 from test_composed import mixed
 from test_trained import shaken
 from torch.nn import functional
+from transformers import LlamaForCausalLM
 
 import nacre
 from nacre import composition
 from nacre import tokenizer as tokenizers
 from nacre.composition import tuning
 from nacre.composition.tuning import Mixture, Tuning
-from nacre.errors import CheckpointError, ConfigError, DataError, FingerprintError, NacreError
+from nacre.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DivergedError,
+    FingerprintError,
+    NacreError,
+)
 from nacre.growth import ledger
 from nacre.growth import plan as plans
+from nacre.models import stock
 from nacre.models.composed import TRAINED_FILE, ComposedConfig, ComposedForCausalLM
 from nacre.models.rules import Rule
 from nacre.train import checkpoint
@@ -356,6 +365,12 @@ def test_tensors_of_other_experts_are_refused(pico: Build) -> None:
             {"tuning": True, "rank": 0},
             "--set rank: 0 makes a dense adapter of",
         ),
+        ("adapter", {"tuning": True}, "--set rank: 16 makes an adapter of"),
+        (
+            "gate",
+            {"tuning": {"tokens": 100}},
+            "--tokens: 100 is less than one batch of 256 tokens (train longer)",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_any_weight_is_read(
@@ -367,8 +382,11 @@ def test_what_cannot_be_trained_is_refused_before_any_weight_is_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(checkpoint, "load_model", lambda folder: pytest.fail("weights are read"))
-    monkeypatch.setattr("nacre.models.trained.LARGEST_DENSE", 1000)
-    given = options | ({"tuning": place.tuning} if options.get("tuning") else {})
+    monkeypatch.setattr("nacre.models.trained.LARGEST_ADAPTER", 1000)
+    given = dict(options)
+    if changes := options.get("tuning"):
+        changes = {} if changes is True else changes
+        given["tuning"] = place.tuning.model_copy(update=changes)
     with pytest.raises(ConfigError) as caught:
         nacre.compose([place.low, place.high], tmp_path / "out", mix, **given)
     assert message in str(caught.value)
@@ -413,8 +431,69 @@ def test_an_adapter_has_no_trace(place: Place, tmp_path: Path) -> None:
         nacre.trace(tmp_path / "out", "abc")
 
 
-def test_text_that_is_not_there(place: Place, tmp_path: Path) -> None:
-    missing = place.tuning.model_copy(update={"sources": (str(tmp_path / "no.txt"),)})
-    with pytest.raises(DataError, match="there is no such file"):
-        nacre.compose([place.low, place.high], tmp_path / "out", "gate", tuning=missing)
+def test_text_that_cannot_be_used_is_refused_before_any_weight_is_read(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "load_model", lambda folder: pytest.fail("weights are read"))
+    (tmp_path / "short.txt").write_text("abc\nabc\n")
+    for name, message in (("no.txt", "there is no such file"), ("short.txt", "give more text")):
+        options = place.tuning.model_copy(update={"sources": (str(tmp_path / name),)})
+        with pytest.raises(DataError, match=message):
+            nacre.compose([place.low, place.high], tmp_path / "out", "gate", tuning=options)
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_training(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    monkeypatch.setattr(tuning, "train", lambda *_: pytest.fail("it trains"))
+    (tmp_path / "file").write_text("in the way")
+    text = ["--data", place.root / "low.txt", "--tokens", "4096"]
+    code, _, shown = command(
+        "compose", place.low, place.high, "--mix", "gate", *text, "--out", tmp_path / "file" / "out"
+    )
+    assert code == 2
+    assert "Not a directory" in shown
+
+
+def test_training_that_diverges_says_what_to_lower(place: Place, tmp_path: Path) -> None:
+    wild = place.tuning.model_copy(update={"lr": 1e30})
+    with pytest.raises(DivergedError, match=r"training diverged; lower --lr \(now 1e\+30\)|finite"):
+        nacre.compose([place.low, place.high], tmp_path / "out", "adapter", tuning=wild)
     assert not (tmp_path / "out").exists()
+
+
+def test_tied_heads_are_tuned_apart_from_the_embedding(place: Place, tmp_path: Path) -> None:
+    tokenizer = tokenizers.load(place.root / "tokenizer")
+    for seed, name in enumerate(("one", "two")):
+        config = stock.llama_config(len(tokenizer), 32, 2, 64, 32, 1)
+        config.tie_word_embeddings = True
+        torch.manual_seed(seed)
+        LlamaForCausalLM(config).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    folders = [tmp_path / "one", tmp_path / "two"]
+    nacre.compose(folders, tmp_path / "out", "mean-logits", tuning=place.tuning, tune_heads=True)
+    model = nacre.load_composition(tmp_path / "out")
+    for folder, parts in zip(folders, model.parts, strict=True):
+        own = stock.find_parts(checkpoint.load_model(folder))
+        assert torch.equal(parts.embedding.weight, own.embedding.weight)
+        assert not torch.equal(parts.head.weight, own.head.weight)
+
+
+def test_what_else_stands_in_the_folder_stays(place: Place, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    nacre.compose([place.low, place.high], out)
+    shutil.copytree(place.low / "stages" / "01", out / "mine" / "third")
+    stage = out / "mine" / "third" / "stage.json"
+    stage.write_text(stage.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
+    (out / "notes.txt").write_text("keep me")
+    nacre.add_expert(out / "mine" / "third", out)
+    model = nacre.load_composition(out)
+    assert model.expert_names == ["low", "high", "third"]
+    assert (out / "notes.txt").read_text() == "keep me"
+    nacre.remove_expert("third", out)
+    nacre.tune_heads(out, place.tuning)
+    assert (out / "mine" / "third" / "config.json").is_file()
+    assert (out / TRAINED_FILE).stat().st_mode == (out / "config.json").stat().st_mode
+    nacre.add_expert(out / "mine" / "third", out)
+    assert not (out / TRAINED_FILE).exists()

@@ -9,7 +9,7 @@ before a composition is loaded. Importing this module registers the classes, so 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from nacre.composition import expert as reading
 from nacre.composition import tuning as training
+from nacre.composition.card import card as model_card
 from nacre.composition.card import sharing
 from nacre.composition.expert import RECORD, Expert, is_composition
 from nacre.composition.folder import configuration, file_hash, write
@@ -79,8 +80,8 @@ def compose(
     `mix` is a rule of `rules.RULES` and `options` are its options. `names` default to the names of
     the runs' folders. With `bundle` the folder holds the weights (hard links where the file system
     has them) and the code. `tuning` says on what text a trained rule or, with `tune_heads`, the
-    experts' heads train. Raises ConfigError, CheckpointError or FingerprintError before any weight
-    is read.
+    experts' heads train. Raises ConfigError, CheckpointError, FingerprintError or DataError before
+    any weight is read, and DivergedError if that training diverges.
     """
     return make(
         experts, out, mix, options,
@@ -120,8 +121,8 @@ def make(
         check_size(rule, len(found), reading.field(found[0], "vocab_size"))
     except ValueError as error:
         raise ConfigError(Problem("--set rank", str(error).removeprefix("rank: "))) from None
-    trained = _train(found, rule, tune_heads, tuning, observer)
-    return write(target, found, rule, bundle, trained=trained)
+    train = _training(found, rule, tune_heads, tuning, observer)
+    return write(target, found, rule, bundle, train=train)
 
 
 def tune(
@@ -137,26 +138,33 @@ def tune(
     rule = Rule.parse(record["mix"], len(experts))
     if problems := training.check(rule, True, tuning):
         raise ConfigError(problems)
-    trained = _train(experts, rule, True, tuning, observer)
-    return write(target, experts, rule, record["bundled"], trained=trained)
+    train = _training(experts, rule, True, tuning, observer)
+    return write(target, experts, rule, record["bundled"], train=train)
 
 
-def _train(
+def _training(
     experts: Sequence[Expert],
     rule: Rule,
     heads: bool,
     tuning: Tuning | None,
     observer: Observer | None,
-) -> Trained | None:
-    """Train what a composition of these experts has to train, if anything."""
+) -> Callable[[], Trained | None]:
+    """Return what trains what a composition of these experts has to train, if anything."""
     if tuning is None:
-        return None
+        return lambda: None
     config = configuration(experts, [str(expert.path) for expert in experts], rule)
-    try:
-        model = ComposedForCausalLM(config, [checkpoint.load_model(e.path) for e in experts])
-    except ValueError as error:  # a gate over experts whose hidden states cannot be reached
-        raise ConfigError(Problem("--mix", str(error), "use adapter, or another rule")) from None
-    return training.tune(model, experts, heads, tuning, observer or Observer())
+
+    def load_composition() -> ComposedForCausalLM:
+        models = [checkpoint.load_model(expert.path) for expert in experts]
+        try:
+            return ComposedForCausalLM(config, models)
+        except ValueError as error:  # a gate over experts whose hidden states cannot be reached
+            fix = "use adapter, or another rule"
+            raise ConfigError(Problem("--mix", str(error), fix)) from None
+
+    what: Any = "heads" if heads else rule.name
+    watch = observer or Observer()
+    return lambda: training.tune(experts, load_composition, what, tuning, watch)
 
 
 def add(new: str | Path, folder: str | Path, name: str | None = None) -> dict[str, Any]:
@@ -241,15 +249,27 @@ def verify(folder: Path, leaving: str | None = None) -> None:
             )
 
 
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """Return a composition's record; raise CheckpointError where there is none, or damaged."""
+    path = Path(folder) / RECORD
+    if not is_composition(folder):
+        fix = "name the folder of a composition, or make one with `nacre compose`"
+        raise CheckpointError(f"{folder}: holds no composition ({RECORD} is missing); {fix}")
+    record = checkpoint.read_json(path)
+    try:
+        model_card(record | {"report": None})
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: damaged: lacks {error}; compose again") from None
+    return record
+
+
 def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> ComposedForCausalLM:
     """Load a composition with its experts in `dtype`.
 
     Raises CheckpointError for a folder without one or an expert that cannot be loaded,
     FingerprintError for an expert that is not the recorded one.
     """
-    if not is_composition(folder):
-        fix = "make one with `nacre compose`"
-        raise CheckpointError(f"{folder}: holds no composition ({RECORD} is missing); {fix}")
+    read_record(folder)
     try:
         return CheckedComposition.from_pretrained(folder, dtype=dtype)
     except (OSError, ValueError, SafetensorError, KeyError, TypeError, RuntimeError) as error:
@@ -305,13 +325,7 @@ def _open(
     folder: str | Path, leaving: str | None = None
 ) -> tuple[Path, dict[str, Any], list[Expert]]:
     """Return a composition's folder, its record and its experts but `leaving`, after `verify`."""
-    target = Path(folder)
-    if not is_composition(target):
-        fix = "name the folder of a composition"
-        raise CheckpointError(f"{target}: holds no composition ({RECORD} is missing); {fix}")
-    record = checkpoint.read_json(target / RECORD)
-    if lacking := sorted({"experts", "mix", "bundled"} - record.keys()):
-        raise CheckpointError(f"{target / RECORD}: damaged: lacks {lacking[0]!r}")
+    target, record = Path(folder), read_record(folder)
     verify(target, leaving)
     described = [expert for expert in record["experts"] if expert["name"] != leaving]
     places = [target / expert["path"] for expert in described]

@@ -14,8 +14,8 @@ FORMULAS = {
         "older tokens counting less by `decay` each"
     ),
     "fixed-share": (
-        "each expert weighs its posterior given the text so far, where the text may change its "
-        "expert at any token with probability `switch`"
+        "each expert weighs its posterior given the text so far, where the text may draw its "
+        "expert anew before any token, with probability `switch`"
     ),
     "entropy": "each expert weighs exp(−entropy / temperature): the surer, the more",
     "top-k": "the `k` best experts by `posterior`; the others are not run",
@@ -136,7 +136,7 @@ def _row(expert: Mapping[str, Any]) -> str:
         *(f"`{expert[key][:16]}`" if expert[key] else "" for key in ("parent", "corpus")),
         f"`{expert['fingerprint'][:16]}`" if expert["fingerprint"] else "",
     ]
-    return f"| {' | '.join(map(str, cells))} |"
+    return f"| {' | '.join(str(cell).replace('|', '&#124;') for cell in cells)} |"
 
 
 def _trained(record: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,12 @@ def write(
     rule: Rule,
     bundle: bool,
     notes: Sequence[str] = (),
-    trained: Trained | None = None,
+    train: Callable[[], Trained | None] = lambda: None,
 ) -> dict[str, Any]:
-    """Write a composition's folder, all or nothing; return its record."""
+    """Write a composition's folder, all or nothing; return its record.
+
+    `train` is called once the place is known to be writable. What else stands in the folder stays.
+    """
     target = target.resolve()
     places = [
         f"experts/{expert.name}" if bundle else _relative(expert.path, target) for expert in experts
@@ -42,20 +45,37 @@ def write(
     record = _record(experts, places, rule, bundle, [*_notes(experts), *notes])
     config = configuration(experts, places, rule)
     with checkpoint.new_folder(target) as partial:
+        trained = train()
         if bundle:
             config.auto_map = _copy_code(partial)
             _copy_experts(partial, experts)
+        config.save_pretrained(partial)
         if trained is not None:
             file = partial / TRAINED_FILE
             save_file(dict(trained.tensors), file, metadata={"format": "pt"})
+            shutil.copymode(partial / "config.json", file)
             record["trained"] = trained.record | {"sha256": file_hash(file)}
-        config.save_pretrained(partial)
         special = {name: getattr(config, name) for name in SPECIAL}
         GenerationConfig(**special).save_pretrained(partial)
         tokenizers.load(experts[0].path).save_pretrained(partial)
         (partial / "README.md").write_text(card(record), encoding="utf-8")
         checkpoint.write_json(partial / RECORD, record)
+        _keep_others(target, partial, {TRAINED_FILE, "experts"} if bundle else {TRAINED_FILE})
     return record
+
+
+def _keep_others(old: Path, new: Path, own: Collection[str]) -> None:
+    """Bring over what stands in the old folder and is no part of a composition: linked, or copied.
+
+    `own` are names of parts that the new folder may lack.
+    """
+    for path in sorted(old.iterdir()) if old.is_dir() else []:
+        if path.name in own or (new / path.name).exists():
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, new / path.name, symlinks=True, copy_function=checkpoint.link)
+        else:
+            checkpoint.link(path, new / path.name)
 
 
 def configuration(experts: Sequence[Expert], places: Sequence[str], rule: Rule) -> ComposedConfig:

@@ -9,13 +9,13 @@ Shapes: E experts, B batch, T positions, N = B * T, n some of N, D width, V voca
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint as recomputed
@@ -25,8 +25,9 @@ from nacre import tokenizer as tokenizers
 from nacre.composition.expert import Expert
 from nacre.config import Section
 from nacre.data import corpus
+from nacre.data.loader import Loader
 from nacre.data.shards import tokenize
-from nacre.errors import CheckpointError, Problem
+from nacre.errors import CheckpointError, DivergedError, Problem
 from nacre.growth import ledger
 from nacre.growth.plan import Count, Stage, Training
 from nacre.models.composed import ComposedForCausalLM
@@ -51,11 +52,12 @@ class Tuning(Section):
     sources: tuple[str, ...] = Field(min_length=1)
     tokens: Count = 200_000
     lr: PositiveFloat | None = Field(default=None, description="default: by what is trained")
+    context: PositiveInt = Field(default=1024, description="at most; the experts may read less")
     batch_tokens: Count = 2048
     validation_tokens: Count = 16_384
     holdout: Annotated[float, Field(gt=0, le=0.5)] = 0.05
     errors: Literal["strict", "replace"] = "strict"
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
 @dataclass(frozen=True)
@@ -79,37 +81,29 @@ def check(rule: Rule, heads: bool, tuning: Tuning | None) -> list[Problem]:
     if not heads and rule.name not in TRAINED and tuning is not None:
         fix = f"use --mix {', --mix '.join(TRAINED)} or --tune heads, or leave it out"
         problems.append(Problem("--data", f"nothing is trained under {rule.name}", fix))
+    if tuning is not None and tuning.tokens < tuning.batch_tokens:
+        message = f"{tuning.tokens:,} is less than one batch of {tuning.batch_tokens:,} tokens"
+        problems.append(Problem("--tokens", message, "train longer"))
     return problems
 
 
 def tune(
-    model: ComposedForCausalLM,
     experts: Sequence[Expert],
-    heads: bool,
+    load: Callable[[], ComposedForCausalLM],
+    what: What,
     tuning: Tuning,
     observer: Observer,
 ) -> Trained:
     """Train a composition's rule, or its experts' heads; return what was trained and the record.
 
-    Raises DataError for text that is too short or unreadable, CheckpointError for experts that
-    cannot be trained this way, DivergedError if the loss leaves the finite numbers.
+    `load` gives the composition once the text has been read. Raises DataError for text that is too
+    short or unreadable, CheckpointError for experts that cannot be trained this way, DivergedError
+    if the loss leaves the finite numbers.
     """
-    what: Any = "heads" if heads else model.rule.name
-    if not all(model.exact) and what != "adapter":
-        whole = model.expert_names[model.exact.index(False)]
-        fix = "use a rule that is not trained, or adapter"
-        raise CheckpointError(f"{what}: expert {whole!r} does not end in its head alone; {fix}")
-    corpus.check(tuning.sources)
-    set_seed(tuning.seed)
-    model.requires_grad_(False)
-    trained = {n: t for n, t in model.trained_tensors(heads).items() if isinstance(t, nn.Parameter)}
-    for parameter in trained.values():
-        parameter.requires_grad_(True)
-    frozen = ledger.frozen_hashes(model)
-    context = model.config.max_position_embeddings
-    batch_tokens = context * max(1, tuning.batch_tokens // context)
+    total = corpus.check(tuning.sources).total_bytes
+    context = min(tuning.context, *(expert.context or tuning.context for expert in experts))
     training = Training(
-        batch_tokens=batch_tokens,
+        batch_tokens=context * max(1, tuning.batch_tokens // context),
         lr=tuning.lr or LEARNING_RATES[what],
         weight_decay=0.0,
         validation_tokens=tuning.validation_tokens,
@@ -120,11 +114,15 @@ def tune(
         tempfile.TemporaryDirectory(prefix="nacre-") as folder,
         accelerating(training, context) as accelerator,
     ):
-        observer.phase("Tokenize", corpus.check(tuning.sources).total_bytes)
+        observer.phase("Tokenize", total)
         store = tokenize(
             tuning.sources, tokenizer, Path(folder) / "data",
             holdout=tuning.holdout, errors=tuning.errors, progress=observer.advance,
         )  # fmt: skip
+        Loader(store, "train", context=context, batch_size=1, seed=tuning.seed)
+        set_seed(tuning.seed)
+        model, trained = prepare(load(), what)
+        frozen = ledger.frozen_hashes(model)
         run = setup(
             model,
             Stage(tokens=tuning.tokens),
@@ -137,18 +135,42 @@ def tune(
             byte_lengths=tokenizers.byte_lengths(tokenizer),
             cursor=None,
         )
-        observer.phase(f"Train the {what}", run.steps * batch_tokens)
+        observer.phase(f"Train the {what}", run.steps * run.batch_tokens)
         before = evaluate(run)
         observer.evaluated(before)
-        train(run, [lambda run, metrics: observer.trained(metrics)])
+        try:
+            train(run, [lambda run, metrics: observer.trained(metrics)])
+        except DivergedError as error:
+            fix = f"lower --lr (now {training.lr:g})"
+            raise DivergedError(f"{str(error).partition(';')[0]}; {fix}") from None
         after = evaluate(run)
         observer.evaluated(after)
     ledger.verify_frozen(model, frozen)
-    model.requires_grad_(False)
     tensors = {name: t.detach().float().cpu().contiguous() for name, t in trained.items()}
     record = _record(what, run, trained, before, after)
-    record |= {"experts": fingerprints(model, heads), "sources": list(tuning.sources)}
+    record |= {"experts": fingerprints(model, what), "sources": list(tuning.sources)}
     return Trained(tensors, record)
+
+
+def prepare(
+    model: ComposedForCausalLM, what: What
+) -> tuple[ComposedForCausalLM, dict[str, nn.Parameter]]:
+    """Let nothing of a composition train but what should; return it and that, by name.
+
+    Raises CheckpointError for experts whose heads cannot be reached.
+    """
+    if what == "heads":
+        if not all(model.exact):
+            whole = model.expert_names[model.exact.index(False)]
+            fix = "use a rule that is not trained, or adapter"
+            raise CheckpointError(f"heads: expert {whole!r} does not end in its head alone; {fix}")
+        model.untie()
+    model.requires_grad_(False)
+    named = model.trained_tensors(heads=what == "heads")
+    trained = {name: t for name, t in named.items() if isinstance(t, nn.Parameter)}
+    for parameter in trained.values():
+        parameter.requires_grad_(True)
+    return model, trained
 
 
 def _record(
@@ -171,7 +193,7 @@ def _record(
     }
 
 
-def fingerprints(model: ComposedForCausalLM, heads: bool) -> dict[str, str]:
+def fingerprints(model: ComposedForCausalLM, what: What) -> dict[str, str]:
     """Return for every expert the fingerprint of what did not train in it.
 
     Where nothing of it trained that is the fingerprint in its `stage.json`.
@@ -181,7 +203,7 @@ def fingerprints(model: ComposedForCausalLM, heads: bool) -> dict[str, str]:
         hashes = {
             tensor_name: ledger.tensor_hash(tensor)
             for tensor_name, tensor in expert.state_dict().items()
-            if not (heads and tensor_name.startswith(f"{parts.head_name}."))
+            if not (what == "heads" and tensor_name.startswith(f"{parts.head_name}."))
         }
         found[name] = ledger.fingerprint(hashes)
     return found
@@ -190,6 +212,7 @@ def fingerprints(model: ComposedForCausalLM, heads: bool) -> dict[str, str]:
 class Mixture(nn.Module):
     """The loss of a composition with gradients for what trains in it: its rule or its heads.
 
+    The weights of a rule that is not trained are taken as given: no gradient goes through them.
     Logits are made a few rows at a time, and again in the backward pass.
     """
 
@@ -240,10 +263,14 @@ class Mixture(nn.Module):
         if not model.rule.reads_text:
             return fixed(shares, (ids_BT.shape[0], ids_BT.shape[1]), ids_BT.device)
         observed_EBT = torch.zeros(len(hidden), *ids_BT.shape, device=ids_BT.device)
-        for expert, h_BTD in enumerate(hidden):
-            for row, h_TD in enumerate(h_BTD):
-                logits_1TV = model.logits(model.playing[expert], h_TD[None, :-1])
-                observed_EBT[expert, row, 1:] = log_likelihood(logits_1TV, ids_BT[row, None, 1:])[0]
+        next_N = ids_BT.roll(-1, 1).flatten()
+        for observed_BT, expert, h_BTD in zip(observed_EBT, model.playing, hidden, strict=True):
+            h_ND = h_BTD.flatten(0, 1)
+            likelihoods = [
+                log_likelihood(model.logits(expert, h_ND[None, part]), next_N[None, part])[0]
+                for part in self._chunks(len(h_ND), ids_BT.device.type)
+            ]
+            observed_BT[:, 1:] = torch.cat(likelihoods).view_as(ids_BT)[:, :-1]
         real_BT = torch.ones_like(ids_BT, dtype=torch.bool)
         real_BT[:, 0] = False
         return follow(model.rule, shares, observed_EBT, None, real_BT)[0]

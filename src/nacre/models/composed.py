@@ -26,13 +26,13 @@ from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
     GenerationMixin,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from . import stock
 from .composed_cache import ComposedCache
+from .composed_config import ComposedConfig
 from .composed_layout import Layout, Segment, view
 from .mixing import log_likelihood, top_k
 from .rules import Rule, combine, mix
@@ -42,32 +42,6 @@ TILE_BYTES = (2**20, 64 * 2**20)  # of all experts' fp32 logits at once, at leas
 TILE_SHARE = 12  # between these, this part of the mixed logits
 TRAINED_FILE = "trained.safetensors"
 """In a composition's folder: `mixer.*` of a trained rule, `heads.NAME.*` of tuned heads."""
-
-
-class ComposedConfig(PreTrainedConfig):
-    """Names, places and shared parts of the experts, and the mixing rule.
-
-    `experts` has for each expert its `name`, `path` (relative to the composition's folder, or
-    absolute), `fingerprint` or None, and `parts`: hashes of its embedding and of every block, by
-    which shared ones are recognised. `mix` is what `Rule.as_json` gives.
-    """
-
-    model_type = "nacre-composed"
-
-    def __init__(
-        self,
-        experts: Sequence[dict[str, Any]] = (),
-        mix: dict[str, Any] | None = None,
-        vocab_size: int = 0,
-        max_position_embeddings: int = 0,
-        **kwargs: Any,
-    ) -> None:
-        self.experts = [dict(expert) for expert in experts]
-        self.mix = dict(mix or Rule().as_json())
-        self.vocab_size = vocab_size
-        self.max_position_embeddings = max_position_embeddings
-        kwargs.setdefault("tie_word_embeddings", False)
-        super().__init__(**kwargs)
 
 
 @dataclass
@@ -105,6 +79,7 @@ class ComposedForCausalLM(PreTrainedModel, GenerationMixin):
         self.experts = nn.ModuleList(experts)
         self.rule = Rule("mean-logits")
         self.mixer: Gate | Adapter | None = None
+        self.heads_tuned = False
         self.arrangement = 0
         self.arrange()
 
@@ -142,6 +117,8 @@ class ComposedForCausalLM(PreTrainedModel, GenerationMixin):
         """
         mixer = {name: t for name, t in tensors.items() if name.startswith("mixer.")}
         heads = {name: t for name, t in tensors.items() if name not in mixer}
+        if heads:
+            self.untie()
         own = self.trained_tensors(heads=bool(heads))
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if shapes != {name: tuple(tensor.shape) for name, tensor in own.items()}:
@@ -149,14 +126,20 @@ class ComposedForCausalLM(PreTrainedModel, GenerationMixin):
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(tensors[name])
+        self.heads_tuned = bool(heads)
 
     def trained_tensors(self, heads: bool) -> dict[str, torch.Tensor]:
-        """Return what may be trained: the rule's own weights and, if asked, the experts' heads."""
-        mixer = {} if self.mixer is None else self.mixer.state_dict(prefix="mixer.", keep_vars=True)
-        if heads:
-            for name, parts in zip(self.expert_names, self.parts, strict=True):
-                mixer |= parts.head.state_dict(prefix=f"heads.{name}.", keep_vars=True)
-        return mixer
+        """Return what may be trained: the rule's own weights and, if asked, the heads that play."""
+        found = {} if self.mixer is None else self.mixer.state_dict(prefix="mixer.", keep_vars=True)
+        for expert in self.playing if heads else []:
+            prefix = f"heads.{self.expert_names[expert]}."
+            found |= self.parts[expert].head.state_dict(prefix=prefix, keep_vars=True)
+        return found
+
+    def untie(self) -> None:
+        """Give every head a weight of its own, where it is also the embedding."""
+        for model in self.experts:
+            stock.untie(model)  # pyright: ignore[reportArgumentType]
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Refuse: a composition's folder also records its experts' hashes, which are not here."""
@@ -193,6 +176,8 @@ class ComposedForCausalLM(PreTrainedModel, GenerationMixin):
         if rule != self.rule:
             widths = [parts.head.weight.shape[1] for parts in all_parts]
             self.mixer = build(rule, widths, vocabulary)
+            if self.mixer is not None:
+                self.mixer.to(all_parts[0].head.weight.device)
         self.rule = rule
         shares = rule.shares(len(described))
         self.playing = [expert for expert in range(len(described)) if shares[expert]]
@@ -253,8 +238,9 @@ class ComposedForCausalLM(PreTrainedModel, GenerationMixin):
         self.arrange()
 
     def _refuse_if_trained(self) -> None:
-        if self.mixer is not None:
-            raise ValueError(f"the {self.rule.name} was trained for exactly these experts")
+        if self.mixer is not None or self.heads_tuned:
+            what = f"the {self.rule.name} was" if self.mixer is not None else "the heads were"
+            raise ValueError(f"{what} trained for exactly these experts")
 
     @property
     def expert_names(self) -> list[str]:

@@ -120,7 +120,7 @@ def fixed(
 
     Raises ValueError unless the weights are numbers of at least 0 with a positive sum.
     """
-    log_E = torch.tensor(log_shares("weights", weights_E), device=device)
+    log_E = torch.tensor(_log_shares("weights", weights_E), device=device)
     return log_E[:, None, None].expand(-1, *shape_BT)
 
 
@@ -185,7 +185,7 @@ def posterior(
     if not 0 <= floor < 1:
         raise ValueError(f"floor: {floor!r} (allowed: {FLOOR})")
     sums_EBT, state_EB = running_sums(observed_EBT, decay, state_EB, mask)
-    return posterior_weights(sums_EBT, prior_E, floor), state_EB
+    return _posterior(sums_EBT, prior_E, floor), state_EB
 
 
 @torch.no_grad()
@@ -200,9 +200,11 @@ def fixed_share(
 
     The posterior of a hidden Markov model: before each token the text draws its expert anew from
     the prior with probability `switch`, else keeps it. w(t) = (1 - switch) v(t) + switch prior,
-    with v_e(t) ~ w_e(t-1) p_e(x_t | x_<t), fp32 `[E, B, T]`. The fixed share of Herbster and
-    Warmuth 1998 ("Tracking the best expert"): against the best division of a text into segments it
-    loses about log(E / switch) nats a segment and `switch` nats a token, whatever the experts.
+    with v_e(t) ~ w_e(t-1) p_e(x_t | x_<t), fp32 `[E, B, T]`. A fixed share (Herbster and Warmuth
+    1998, "Tracking the best expert"), here of the prior (Bousquet and Warmuth 2002, "Tracking a
+    small set of experts by mixing past posteriors"): against the best division of a text into
+    segments it loses at most log(1 / (switch prior_e)) nats a segment and switch (1 - prior_e)
+    nats a token, whatever the experts.
 
     The state, fp64 `[E, B]`, are the last log weights; in any pieces they are those of one pass,
     bit for bit on the CPU. Where `mask` (`[B, T]` or `[E, B, T]`: of any expert) is 0 they stay.
@@ -215,7 +217,7 @@ def fixed_share(
     if real_BT.dim() == 3:
         real_BT = real_BT.any(0)
     shape_EBT, device = observed_EBT.shape, observed_EBT.device
-    log_prior_E = torch.tensor(log_shares("prior", prior_E), dtype=torch.float64, device=device)
+    log_prior_E = torch.tensor(_log_shares("prior", prior_E), dtype=torch.float64, device=device)
     expect("prior", log_prior_E, shape_EBT[:1])
     log_prior_E1 = log_prior_E.unsqueeze(-1)
     if state_EB is None:
@@ -307,12 +309,10 @@ def _readable(
     return clamped_EBT.masked_fill(~real, 0.0), real
 
 
-def posterior_weights(
-    sums_EBT: torch.Tensor, prior_E: Sequence[float], floor: float
-) -> torch.Tensor:
+def _posterior(sums_EBT: torch.Tensor, prior_E: Sequence[float], floor: float) -> torch.Tensor:
     """Return normalised log weights, fp32 `[E, B, T]`, of decayed log-likelihoods and a prior."""
     log_prior = torch.tensor(
-        log_shares("prior", prior_E), dtype=torch.float64, device=sums_EBT.device
+        _log_shares("prior", prior_E), dtype=torch.float64, device=sums_EBT.device
     )
     expect("prior", log_prior, sums_EBT.shape[:1])
     log_prior_E11 = log_prior[:, None, None]
@@ -324,7 +324,7 @@ def posterior_weights(
     return log_weights_EBT.float()
 
 
-def log_shares(what: str, values: Sequence[float]) -> list[float]:
+def _log_shares(what: str, values: Sequence[float]) -> list[float]:
     """Return the logarithms of numbers as shares of their sum; -inf for a 0."""
     if not are_shares(values, len(values)):
         raise ValueError(f"{what}: {values!r} (allowed: numbers of at least 0, not all 0)")

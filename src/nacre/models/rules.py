@@ -52,8 +52,8 @@ RULES: dict[str, tuple[str, ...]] = {
 TRAINED = ("gate", "adapter")
 """Rules that are modules of `trained.py`, trained on mixed text."""
 
-LARGEST_DENSE = 2**26
-"""Weights of a dense adapter, E V^2, at most: with gradient and Adam's state 1 GiB."""
+LARGEST_ADAPTER = 2**26
+"""Weights of an adapter, at most: with gradient and Adam's state 1 GiB."""
 
 
 @dataclass(frozen=True)
@@ -179,11 +179,9 @@ def mix(
     """Mix the experts' logits at a chunk of positions by a rule that is not trained.
 
     `observed_EBT`, `state_EB` and `mask` (1 for a token) are those of `follow`; rules that do not
-    read the text ignore them. Without `observed_EBT` a single position rests on the state alone,
-    for callers that have moved it on themselves. An expert that was not run has None for logits: it
-    gets no weight and its sum stays. That is for experts without a weight or a prior, and with
-    `top-k` for those that are not among the k best. Raises ValueError where shapes do not agree, an
-    expert is missing, or the rule does not fit the experts.
+    read the text ignore them. An expert without a weight or a prior may have None for logits: it
+    gets no weight and its sum stays. Raises ValueError where shapes do not agree, another expert is
+    missing, or the rule does not fit the experts.
     """
     experts = len(logits)
     if problems := rule.check(experts):
@@ -203,9 +201,7 @@ def mix(
             real_EBT = was_run_E11.expand(shape_EBT)
             mask = real_EBT if mask is None else real_EBT & mask.bool()
         if observed_EBT is None:
-            if positions != 1:
-                raise ValueError(f"observed: none for {positions} positions ({rule.name} needs it)")
-            observed_EBT = mask = torch.zeros(shape_EBT, device=run[0].device)
+            raise ValueError(f"observed: none ({rule.name} needs it)")
         expect("observed", observed_EBT, shape_EBT)
         log_weights_EBT, state_EB = follow(rule, shares, observed_EBT, state_EB, mask)
     elif rule.name == "entropy":
@@ -251,13 +247,12 @@ def combine(
 
 
 def _shares_of_run(rule: Rule, was_run: Sequence[bool]) -> list[float]:
-    """Return the shares of the experts that were run, 0 for others; ValueError if one is needed."""
+    """Return the experts' shares; ValueError if one that has a share was not run."""
     shares = rule.shares(len(was_run))
-    needed = [expert for expert, share in enumerate(shares) if share]
-    missing = [expert for expert in needed if not was_run[expert]]
-    if missing and (rule.name != "top-k" or missing == needed):
-        raise ValueError(f"logits: none of expert {missing[0]} (the rule {rule.name} needs them)")
-    return [share if ran else 0.0 for share, ran in zip(shares, was_run, strict=True)]
+    for expert, (share, ran) in enumerate(zip(shares, was_run, strict=True)):
+        if share and not ran:
+            raise ValueError(f"logits: none of expert {expert} (the rule {rule.name} needs them)")
+    return list(shares)
 
 
 def _tupled(value: Any) -> Any:

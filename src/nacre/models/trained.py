@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from .mixing import IMPOSSIBLE
-from .rules import LARGEST_DENSE, Rule
+from .rules import LARGEST_ADAPTER, Rule
 
 
 class Gate(nn.Module):
@@ -37,9 +37,10 @@ class Gate(nn.Module):
     def forward(self, hidden: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return log weights, fp32 `[E, B, T]`, for hidden states `[B, T, D]` of every expert."""
         scores_BTE = self.bias
-        for score, h_BTD in zip(self.scores, hidden, strict=True):
-            scores_BTE = scores_BTE + score(h_BTD.to(self.bias.dtype))
-        return scores_BTE.float().log_softmax(-1).movedim(-1, 0)
+        with torch.autocast(self.bias.device.type, enabled=False):
+            for score, h_BTD in zip(self.scores, hidden, strict=True):
+                scores_BTE = scores_BTE + score(h_BTD.to(self.bias.dtype))
+            return scores_BTE.float().log_softmax(-1).movedim(-1, 0)
 
 
 class Adapter(nn.Module):
@@ -53,7 +54,7 @@ class Adapter(nn.Module):
 
     The low-rank part reads the k likeliest tokens of each expert, x_e = log p_e less that of the
     kth, and changes the union C of these alone. With a rank of 0 the matrix is dense, z = sum_e W_e
-    log p_e, of at most `LARGEST_DENSE` weights.
+    log p_e, of at most `LARGEST_ADAPTER` weights.
     """
 
     def __init__(self, experts: int, vocabulary: int, rank: int, candidates: int) -> None:
@@ -72,15 +73,21 @@ class Adapter(nn.Module):
 
     def forward(self, logits: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return logits, fp32 `[B, T, V]`, for the logits `[B, T, V]` of every expert."""
-        shape_BTV = logits[0].shape
-        log_p = [
-            given.flatten(0, 1).log_softmax(-1, dtype=torch.float32).clamp(min=IMPOSSIBLE)
-            for given in logits
-        ]
-        if self.dense:
-            z_NV = sum(one @ weight.float().T for one, weight in zip(log_p, self.weight))  # noqa: B905
-            assert isinstance(z_NV, torch.Tensor)
-            return z_NV.view(shape_BTV)
+        with torch.autocast(logits[0].device.type, enabled=False):
+            log_p = [
+                given.flatten(0, 1).log_softmax(-1, dtype=torch.float32).clamp(min=IMPOSSIBLE)
+                for given in logits
+            ]
+            z_NV = self._dense(log_p) if self.dense else self._low_rank(log_p)
+        return z_NV.view(logits[0].shape)
+
+    def _dense(self, log_p: Sequence[torch.Tensor]) -> torch.Tensor:
+        z_NV = torch.zeros_like(log_p[0])
+        for log_p_NV, weight_VV in zip(log_p, self.weight, strict=True):
+            z_NV = z_NV + log_p_NV @ weight_VV.float().T
+        return z_NV
+
+    def _low_rank(self, log_p: Sequence[torch.Tensor]) -> torch.Tensor:
         z_NV = torch.zeros_like(log_p[0])
         read_Nr = torch.zeros(len(z_NV), self.up.shape[1], device=z_NV.device)
         touched_NV = torch.zeros_like(z_NV, dtype=torch.bool)
@@ -94,13 +101,13 @@ class Adapter(nn.Module):
                 mode="sum",
             )
             touched_NV.scatter_(1, tokens_Nk, True)
-        return (z_NV + (read_Nr @ self.up.float().T) * touched_NV).view(shape_BTV)
+        return z_NV + (read_Nr @ self.up.float().T) * touched_NV
 
 
 def build(rule: Rule, widths: Sequence[int], vocabulary: int) -> Gate | Adapter | None:
     """Return the untrained module of a rule for experts of these widths; None if it has none.
 
-    Raises ValueError for a dense adapter that is too large.
+    Raises ValueError for an adapter that is too large.
     """
     if rule.name == "gate":
         return Gate(widths)
@@ -111,10 +118,14 @@ def build(rule: Rule, widths: Sequence[int], vocabulary: int) -> Gate | Adapter 
 
 
 def check(rule: Rule, experts: int, vocabulary: int) -> None:
-    """Raise ValueError for a dense adapter that is too large."""
-    weights = experts * vocabulary**2
-    if rule.name == "adapter" and rule.rank == 0 and weights > LARGEST_DENSE:
+    """Raise ValueError for an adapter that is too large."""
+    if rule.name != "adapter":
+        return
+    low_rank = experts * vocabulary + (experts + 1) * vocabulary * rule.rank
+    weights = low_rank if rule.rank else experts * vocabulary**2
+    if weights > LARGEST_ADAPTER:
+        kind, fix = ("an", "a lower rank") if rule.rank else ("a dense", "a rank of 1 or more")
         raise ValueError(
-            f"rank: 0 makes a dense adapter of {weights:,} weights (allowed: {LARGEST_DENSE:,}; "
-            "give a rank of 1 or more)"
+            f"rank: {rule.rank} makes {kind} adapter of {weights:,} weights (allowed: "
+            f"{LARGEST_ADAPTER:,}; give {fix})"
         )

@@ -83,7 +83,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def link(source: Path, target: Path) -> None:
+def link(source: str | Path, target: str | Path) -> None:
     """Make `target` the same file as `source`; copy where the file system has no hard links."""
     try:
         os.link(source, target)
