@@ -27,8 +27,9 @@ from nacre.evaluate import language
 from nacre.models.rules import Rule
 from nacre.train import checkpoint
 
-OWN, MIXED = 24, 60  # documents of a domain and of a kind of pair, every second one reported
-TUNING_TOKENS = 200_000
+OWN, MIXED = 16, 48  # documents of a domain and of a kind of pair, every second one reported
+TUNING_TOKENS = 100_000
+CONTEXT = 256
 Pair = tuple[str, str]
 RULES: dict[str, dict[str, Any]] = {
     "mean-logits": {"name": "mean-logits"},
@@ -40,8 +41,20 @@ RULES: dict[str, dict[str, Any]] = {
     "top-k, k 1": {"name": "top-k", "k": 1},
     "selective": {"name": "selective"},
 }
-FEW = ("mean-logits", "mean-probs", "posterior, decay 0.9", "fixed-share")
-"""Rules for all but the first pair."""
+AVERAGED = "weights averaged"
+SOME = ("mean-logits", "mean-probs", "posterior, decay 0.9", "fixed-share", AVERAGED)
+FEW = ("mean-logits", "posterior, decay 0.9", "fixed-share")
+
+
+def rules(seed: int, grown: str, domains: Sequence[str]) -> Sequence[str]:
+    """Return what is scored of a composition: all of the first pair's rules once, else fewer."""
+    if grown == "trunk":
+        return ("mean-logits", "fixed-share", AVERAGED) if domains == PAIRS[0] else ("fixed-share",)
+    if domains == PAIRS[0]:
+        return (*RULES, AVERAGED, *TRAINED) if seed == 0 else SOME
+    return FEW if len(domains) == 2 else ("mean-logits", "fixed-share")
+
+
 TRAINED: dict[str, tuple[str, bool]] = {
     "gate": ("gate", False),
     "adapter": ("adapter", False),
@@ -83,7 +96,7 @@ class Study:
             return
         groups = self.documents(domains, pairs)
         texts = [one for documents in groups.values() for one in documents]
-        scores = iter(language.score(model, self.tokenizer, texts))
+        scores = iter(language.score(model, self.tokenizer, texts, stride=CONTEXT))
         found = {name: [next(scores) for _ in documents] for name, documents in groups.items()}
         record = about | {
             "key": key,
@@ -123,7 +136,7 @@ def compositions(place: Path) -> Iterator[tuple[str, tuple[str, ...], list[Path]
                 yield grown, tuple(domains), runs
 
 
-def score_seed(study: Study, seed: int, trained: bool) -> None:
+def score_seed(study: Study, seed: int) -> None:
     """Score all that was grown for a seed."""
     place = study.out / f"seed-{seed}"
     alone = {f"{a}-and-{b}": (a, b) for a, b in PAIRS}
@@ -138,36 +151,34 @@ def score_seed(study: Study, seed: int, trained: bool) -> None:
     for grown, domains, runs in compositions(place):
         about = {"seed": seed, "grown": grown, "experts": list(domains)}
         pairs = [domains] if len(domains) == 2 else []
-        first = grown == "apart" and domains == PAIRS[0]
-        chosen = RULES if first else {name: RULES[name] for name in FEW}
         with tempfile.TemporaryDirectory() as folder:
             composition.compose(runs, Path(folder) / "composition")
             model = composition.load(Path(folder) / "composition")
-        for name, mix in chosen.items():
-            model.config.mix = mix
-            model.arrange()
-            study.score(model, domains, pairs, rule=name, **about)
-        if len(domains) == 2:
-            about_average = about | {"rule": "weights averaged"}
-            if study.missing(**about_average):
-                study.score(averaged(runs), domains, pairs, **about_average)
-        if trained and first:
-            score_trained(study, runs, domains, about)
+        for rule in rules(seed, grown, domains):
+            if not study.missing(rule=rule, **about):
+                continue
+            if rule in TRAINED:
+                score_trained(study, runs, domains, rule, about)
+            elif rule == AVERAGED:
+                study.score(averaged(runs), domains, pairs, rule=rule, **about)
+            else:
+                model.config.mix = RULES[rule]
+                model.arrange()
+                study.score(model, domains, pairs, rule=rule, **about)
 
 
 def score_trained(
-    study: Study, runs: Sequence[Path], domains: Sequence[str], about: dict[str, Any]
+    study: Study, runs: Sequence[Path], domains: Sequence[str], name: str, about: dict[str, Any]
 ) -> None:
-    """Train and score the rules that are trained, on the experts' own training text."""
+    """Train and score a rule that is trained, on the experts' own training text."""
     sources = tuple(str(study.out / "text" / "train" / f"{domain}.jsonl") for domain in domains)
-    for name, (mix, heads) in TRAINED.items():
-        if study.missing(rule=name, **about):
-            tuning = Tuning(sources=sources, tokens=TUNING_TOKENS)
-            with tempfile.TemporaryDirectory() as folder:
-                out = Path(folder) / "composition"
-                record = composition.compose(runs, out, mix, tuning=tuning, tune_heads=heads)
-                print(composition.summary(record)[-1], flush=True)
-                study.score(composition.load(out), domains, [domains], rule=name, **about)
+    mix, heads = TRAINED[name]
+    tuning = Tuning(sources=sources, tokens=TUNING_TOKENS)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "composition"
+        record = composition.compose(runs, out, mix, tuning=tuning, tune_heads=heads)
+        print(composition.summary(record)[-1], flush=True)
+        study.score(composition.load(out), domains, [domains], rule=name, **about)
 
 
 def main() -> None:
@@ -175,11 +186,10 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--choose", action="store_true")
-    parser.add_argument("--no-trained", action="store_true")
     options = parser.parse_args()
     study = Study(options.out, options.choose)
     for seed in options.seeds:
-        score_seed(study, seed, not options.no_trained)
+        score_seed(study, seed)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Every `nacre` command and Python block of the README runs; what the documents name exists.
 
 Commands run as written, in order, in one folder with small texts under the names that the README
-uses. Only their size is changed: a model is grown by the sizes below, a text continued by 4 tokens.
+uses. Only their size is changed: a model is grown by the sizes below, a text continued by 4 tokens,
+4 examples are evaluated.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import nacre
 from nacre.cli import main
 from nacre.growth import plan as plans
 
@@ -44,6 +46,8 @@ def shrunk(command: list[str]) -> list[str]:
         return [*command, "--max-new-tokens", "4"]
     if command[1] == "bench":
         return [*command, "--quick"]
+    if command[1] == "eval":
+        return [*command, "--limit", "4"]
     return command
 
 
@@ -51,9 +55,9 @@ def shrunk(command: list[str]) -> list[str]:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("documents")
     text = "It was the best of times, it was the worst of times.\n\n" * 300
-    for name in ("novels/en.txt", "russian/ru.txt"):
-        (folder / name).parent.mkdir()
-        (folder / name).write_text(text)
+    for name in ("novels/en.txt", "russian/ru.txt", "heldout/en/text.txt", "heldout/ru/text.txt"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text(text[:500] if "heldout" in name else text)
     return folder
 
 
@@ -85,6 +89,27 @@ def test_composition_commands_and_python_run(
         exec(compile(block, document.name, "exec"), {})
 
 
+def test_evaluation_commands_and_python_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, times in {"novels/en.txt": 200, "heldout/en/a.txt": 5, "heldout/ru/b.txt": 5}.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(
+            "It was the best of times, it was the worst of times.\n" * times
+        )
+    monkeypatch.chdir(tmp_path)
+    nacre.grow(plans.load("tiny", [*SMALL, "model.context=128", "data.sources=[novels/]"]),
+               "runs/novels")  # fmt: skip
+    nacre.compose([f"runs/novels/stages/{stage}" for stage in ("01", "02")], "runs/two")
+    document = ROOT / "docs" / "evaluation.md"
+    for command in commands(document):
+        with pytest.raises(SystemExit) as stop:
+            main(shrunk(command)[1:])
+        assert not stop.value.code, " ".join(command)
+    for block in blocks(document, "python"):
+        exec(compile(block, document.name, "exec"), {})
+
+
 def test_readme_python_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     for block in blocks(README, "python"):
@@ -106,6 +131,7 @@ def test_readme_commands_are_there() -> None:
         "plan",
         "generate",
         "compose",
+        "eval",
         "report",
         "substrate",
         "tokenizer",

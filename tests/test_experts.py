@@ -257,7 +257,7 @@ def test_the_report_and_its_progress(made: Place, tmp_path: Path) -> None:
     assert watch.phases == [[title, tokens, tokens] for title in titles]
     assert experts.write_report(out, report) == before | {"report": report}
     assert json.loads((out / "composition.json").read_text()) == before | {"report": report}
-    assert experts.read_record(out)["report"] == report
+    assert composition.read_record(out)["report"] == report
     assert not list(out.glob(".*")), "nothing is left under a temporary name"
     again = experts.compare(out, documents)
     assert again == report
@@ -305,7 +305,7 @@ def test_folders_that_cannot_be_compared(made: Place, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert refused(CheckpointError, made.en) == (
         f"{made.en}: holds no composition (composition.json is missing); "
-        "name the folder of a composition"
+        "name the folder of a composition, or make one with `nacre compose`"
     )
     shutil.copytree(made.en, tmp_path / "en")
     nacre.compose([tmp_path / "en", made.ru], out)
@@ -354,7 +354,9 @@ def test_a_report_of_a_composition_that_is_there(
     assert printed == ""
     assert "Score expert en" in said
     assert "en, ru: mixed by mean-logits" in said
-    row = next(r for r in experts.read_record(out)["report"]["rows"] if r["name"] == "ru/novels")
+    row = next(
+        r for r in composition.read_record(out)["report"]["rows"] if r["name"] == "ru/novels"
+    )
     assert f"\nru/novels: {row['verdict']}\n" in said
     line = next(line for line in said.splitlines() if line.strip().startswith("ru/novels  "))
     assert line.split()[:4] == ["ru/novels", "6", f"{row['composition']:.3f}",
@@ -384,15 +386,15 @@ def test_a_change_drops_an_old_report_unless_it_makes_a_new_one(
     shutil.copytree(made.ru, third)
     assert command("compose", made.en, made.ru, "--out", out, "--report", made.texts)[0] == 0
     assert command("compose", "--add", third, out)[0] == 0
-    assert "report" not in experts.read_record(out)
+    assert "report" not in composition.read_record(out)
     assert "Who lost what" not in (out / "README.md").read_text()
     code, _, said = command("compose", "--remove", "ru", out, "--report", made.texts)
     assert code == 0, said
-    (row, *_) = experts.read_record(out)["report"]["rows"]
+    (row, *_) = composition.read_record(out)["report"]["rows"]
     assert list(row["experts"]) == ["en", "third"]
     code, _, said = command("compose", "--add", made.ru, out, "--report", made.texts)
     assert code == 0, said
-    (row, *_) = experts.read_record(out)["report"]["rows"]
+    (row, *_) = composition.read_record(out)["report"]["rows"]
     assert list(row["experts"]) == ["en", "third", "ru"]
 
 

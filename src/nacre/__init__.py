@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from nacre.composition import remove as remove_expert
     from nacre.composition import tune as tune_heads
     from nacre.doctor import examine
+    from nacre.evaluate.run import evaluate as evaluate_checkpoints
     from nacre.generation import Sampling, generate, generate_at_depths, trace
     from nacre.growth.budget import estimate
     from nacre.growth.plan import Plan
@@ -37,6 +38,7 @@ _PUBLIC = {
     "build_tokenizer": ("nacre.tokenizer", "build"),
     "compose": ("nacre.composition", "compose"),
     "estimate": ("nacre.growth.budget", "estimate"),
+    "evaluate_checkpoints": ("nacre.evaluate.run", "evaluate"),
     "examine": ("nacre.doctor", "examine"),
     "generate": ("nacre.generation", "generate"),
     "generate_at_depths": ("nacre.generation", "generate_at_depths"),
@@ -62,6 +64,7 @@ __all__ = [
     "build_tokenizer",
     "compose",
     "estimate",
+    "evaluate_checkpoints",
     "examine",
     "generate",
     "generate_at_depths",

@@ -17,7 +17,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from nacre.errors import ConfigError, NacreError, Problem
+from nacre.errors import CheckpointError, ConfigError, NacreError, Problem
 
 app = typer.Typer(
     name="nacre",
@@ -384,9 +384,17 @@ def compose(
                 tuning=tuning, tune_heads=tune is not None, observer=display,
             )  # fmt: skip
         else:
-            record = comparison.read_record(folder)
+            record = composition.read_record(folder)
         if documents is not None:
-            found = comparison.compare(folder, documents, display)
+            try:
+                found = comparison.compare(folder, documents, display)
+            except NacreError as error:
+                if action == "report":
+                    raise
+                again = f"nacre compose --report {report} {folder}"
+                raise CheckpointError(
+                    f"{error}; {folder} is written, `{again}` tries again"
+                ) from None
             record = comparison.write_report(folder, found)
     if as_json:
         emit({"composition": folder, **record})
@@ -398,7 +406,8 @@ def compose(
         screen.print(tables.named_rows(card.report_cells(record["report"])))
         for line in card.verdicts(record["report"]):
             screen.print(line, highlight=False, markup=False, soft_wrap=True)
-    hint = f'try:    nacre generate {folder} "Once" --weights-trace'
+    trace = "" if record["mix"]["name"] == "adapter" else " --weights-trace"
+    hint = f'try:    nacre generate {folder} "Once"{trace}'
     screen.print(hint, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -437,6 +446,58 @@ def check_compose(action: str, experts: list[str], options: dict[str, Any]) -> N
         problems.append(Problem("--name", "one expert has one name", "give one"))
     if problems:
         raise ConfigError(problems)
+
+
+@app.command("eval")
+def evaluate(
+    checkpoints: Annotated[
+        list[Path],
+        typer.Argument(metavar="CKPT...", help="Stages, runs, compositions, Hugging Face folders."),
+    ],
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(help="Names with commas; default: `lm` with --data, else `probes`."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="lm: texts, a folder for each domain (`en/novels`).")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Examples of a task, documents of a domain, at most.")
+    ] = None,
+    context: Annotated[int | None, typer.Option(help="lm: tokens of a window.")] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="lm: tokens from window to window; default: half.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File of the results; default: evaluations.jsonl of the run or folder."),
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Also run what was done.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Score checkpoints: texts they have not seen, and what they do in their context.
+
+    nacre eval runs/novels --data heldout
+
+    nacre eval runs/novels/stages/02 both --tasks copy,khop-1
+    """
+    from nacre import tables
+    from nacre.evaluate.run import evaluate as run
+    from nacre.terminal import Display
+    from nacre.train.observer import Observer
+
+    quiet_transformers()
+    with nullcontext(Observer()) if quiet else Display(screen) as display:
+        records = run(
+            checkpoints, tasks or (),
+            data=data, limit=limit, context=context, stride=stride,
+            out=out, again=again, observer=display,
+        )  # fmt: skip
+    if as_json:
+        emit({"results": records})
+    else:
+        Console().print(tables.evaluations(records))
 
 
 @app.command()

@@ -1,8 +1,9 @@
-"""Tables for a terminal: stages as measured, stages as predicted, texts side by side."""
+"""Tables for a terminal: stages as measured, as predicted, scores, texts side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -65,6 +66,44 @@ def named_rows(cells: Sequence[Sequence[str]]) -> Table:
     for row in rows:
         table.add_row(*map(Text, row))
     return table
+
+
+def evaluations(records: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the table of scores: a row each, a column for every checkpoint if there are several.
+
+    An interval stands under its value.
+    """
+    folders = list(dict.fromkeys(record["checkpoint"] for record in records))
+    rows: dict[tuple[str, str, str], dict[str, Mapping[str, Any]]] = {}
+    for record in records:
+        key = (record["task"], record["subset"], record["metric"])
+        rows.setdefault(key, {})[record["checkpoint"]] = record
+    cells = [["score", "n", "chance", *(_short(folder, folders) for folder in folders)]]
+    for (task, subset, metric), row in rows.items():
+        some = next(iter(row.values()))
+        chance = "" if some["chance"] is None else f"{some['chance']:.3f}"
+        name = " ".join(filter(None, (task, subset, metric.replace("_", " "))))
+        scores = [_score(row[folder]) if folder in row else "" for folder in folders]
+        cells.append([name, f"{some['n']:,}", chance, *scores])
+    return named_rows(cells)
+
+
+def _short(folder: str, folders: Sequence[str]) -> str:
+    """Return the end of a path, and so much of it that no other one ends alike."""
+    parts = Path(folder).parts
+    for length in range(1, len(parts)):
+        end = parts[-length:]
+        if end[0] != "stages" and sum(Path(f).parts[-length:] == end for f in folders) == 1:
+            return "/".join(end)
+    return folder
+
+
+def _score(record: Mapping[str, Any]) -> str:
+    value, interval = record["value"], record["interval"]
+    digits = ",.1f" if value >= 100 else ".3f"
+    if interval is None:
+        return f"{value:{digits}}"
+    return f"{value:{digits}}\n{interval[0]:{digits}} to {interval[1]:{digits}}"
 
 
 def facts(data: Mapping[str, Any]) -> Table:

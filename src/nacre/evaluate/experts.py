@@ -1,14 +1,13 @@
 """Who lost what: a composition beside each of its experts alone, on the same texts.
 
-What is returned and written is plain data. Everything reads with the composition's context, so that
-the only difference between two numbers of a row is the model.
+What is returned and written is plain data. Everything reads with the same context, so that the only
+difference between two numbers of a row is the model.
 """
 
 from __future__ import annotations
 
 import gc
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,28 +18,16 @@ from nacre import composition
 from nacre import tokenizer as tokenizers
 from nacre.composition.card import card
 from nacre.composition.expert import RECORD
-from nacre.errors import CheckpointError
 from nacre.evaluate import language
 from nacre.evaluate.language import DocumentScore, EvalDocument
 from nacre.train import checkpoint
 from nacre.train.observer import Observer
 
+LONGEST = 2048
+"""Tokens of a window, at most: its logits are all in memory."""
+
 SMALL = 0.0005
 """Bits per byte that two models may differ by and still be called as good as each other."""
-
-
-def read_record(folder: str | Path) -> dict[str, Any]:
-    """Return a composition's record; raise CheckpointError where there is none, or damaged."""
-    path = Path(folder) / RECORD
-    if not composition.is_composition(folder):
-        fix = "name the folder of a composition"
-        raise CheckpointError(f"{folder}: holds no composition ({RECORD} is missing); {fix}")
-    record = checkpoint.read_json(path)
-    try:
-        card(record | {"report": None})
-    except KeyError as error:
-        raise CheckpointError(f"{path}: damaged: lacks {error}; compose again") from None
-    return record
 
 
 def compare(
@@ -55,12 +42,12 @@ def compare(
     `composition.load` does, and CheckpointError for a model without finite scores.
     """
     folder, watch = Path(folder), observer or Observer()
-    record = read_record(folder)
-    composition.verify(folder)
+    record = composition.read_record(folder)
     tokenizer = tokenizers.load(folder)
     texts = [document.text for document in documents]
     tokens = sum(map(len, language.encode(tokenizer, texts)))
-    settings = {"context": record["context"], "stride": max(1, record["context"] // 2)}
+    context = min(record["context"], LONGEST)
+    settings = {"context": context, "stride": max(1, context // 2)}
 
     def scored(what: str, load: Callable[[], PreTrainedModel]) -> list[DocumentScore]:
         watch.phase(f"Score {what}", tokens)
@@ -75,8 +62,8 @@ def compare(
         for expert in record["experts"]
     }
     for name, scores in experts.items():
-        _check_finite(f"{folder}: expert {name}", documents, scores)
-    _check_finite(f"{folder}: the composition", documents, composed)
+        language.check_finite(f"{folder}: expert {name}", documents, scores)
+    language.check_finite(f"{folder}: the composition", documents, composed)
     return {
         "texts": language.fingerprint(documents),
         "settings": {**settings, "resamples": language.RESAMPLES},
@@ -86,44 +73,17 @@ def compare(
                 [composed[index] for index in chosen],
                 {expert: [scores[i] for i in chosen] for expert, scores in experts.items()},
             )
-            for kind, name, chosen in _groups(documents)
+            for kind, name, chosen in language.groups(documents)
         ],
     }
 
 
-def _check_finite(
-    what: str, documents: Sequence[EvalDocument], scores: Sequence[DocumentScore]
-) -> None:
-    for document, found in zip(documents, scores, strict=True):
-        if not math.isfinite(found.nats):
-            raise CheckpointError(
-                f"{what} gives no finite likelihood for {document.source} ({found.nats} nats): "
-                "it diverged in training or its weights are damaged; make it again"
-            )
-
-
 def write_report(folder: str | Path, report: Mapping[str, Any]) -> dict[str, Any]:
     """Put what `compare` found into a composition's record and card; return the record."""
-    record = read_record(folder) | {"report": dict(report)}
+    record = composition.read_record(folder) | {"report": dict(report)}
     checkpoint.write_json(Path(folder) / RECORD, record)
     checkpoint.write_text(Path(folder) / "README.md", card(record))
     return record
-
-
-def _groups(documents: Sequence[EvalDocument]) -> Iterator[tuple[str, str, list[int]]]:
-    """Yield kind, name and documents of every row: a language's domains before the language."""
-    domains: dict[str, list[int]] = {}
-    languages: dict[str, set[str]] = {}
-    for index, document in enumerate(documents):
-        domains.setdefault(document.domain, []).append(index)
-        languages.setdefault(document.language, set()).add(document.domain)
-    for language_, members in sorted(languages.items()):
-        for domain in sorted(members):
-            yield "domain", domain, domains[domain]
-        if len(members) > 1:
-            chosen = sorted(index for domain in members for index in domains[domain])
-            yield "language", language_, chosen
-    yield "all", "all texts", list(range(len(documents)))
 
 
 def _row(

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from nacre import tokenizer as tokenizers
 from nacre.data import corpus
-from nacre.errors import ConfigError, DataError, Problem
+from nacre.errors import CheckpointError, ConfigError, DataError, Problem
 from nacre.models.mixing import log_likelihood
 
 RESAMPLES = 2000
@@ -76,6 +77,25 @@ def fingerprint(documents: Sequence[EvalDocument]) -> str:
     return total.hexdigest()
 
 
+def groups(documents: Sequence[EvalDocument]) -> Iterator[tuple[str, str, list[int]]]:
+    """Yield kind, name and places of the documents that are counted together.
+
+    Every domain, before every language of several domains, before all texts.
+    """
+    domains: dict[str, list[int]] = {}
+    languages: dict[str, set[str]] = {}
+    for index, document in enumerate(documents):
+        domains.setdefault(document.domain, []).append(index)
+        languages.setdefault(document.language, set()).add(document.domain)
+    for language, members in sorted(languages.items()):
+        for domain in sorted(members):
+            yield "domain", domain, domains[domain]
+        if len(members) > 1:
+            chosen = sorted(index for domain in members for index in domains[domain])
+            yield "language", language, chosen
+    yield "all", "all texts", list(range(len(documents)))
+
+
 @dataclass(frozen=True)
 class DocumentScore:
     """How badly a model foretold a document: -log p of its `tokens` in nats, its UTF-8 `bytes`."""
@@ -95,6 +115,29 @@ def bits_per_byte(scores: Iterable[DocumentScore]) -> float:
     scores = list(scores)
     size = sum(score.bytes for score in scores)
     return math.fsum(score.nats for score in scores) / math.log(2) / size if size else math.nan
+
+
+def perplexity(scores: Iterable[DocumentScore]) -> float:
+    """Return the perplexity a token of documents taken together; nan if they have no tokens."""
+    scores = list(scores)
+    tokens = sum(score.tokens for score in scores)
+    return _exp(math.fsum(score.nats for score in scores) / tokens) if tokens else math.nan
+
+
+def _exp(nats: float) -> float:
+    return math.exp(min(nats, 700.0))
+
+
+def check_finite(
+    what: str, documents: Sequence[EvalDocument], scores: Sequence[DocumentScore]
+) -> None:
+    """Raise CheckpointError if a score is no finite number; `what` names the model."""
+    for document, found in zip(documents, scores, strict=True):
+        if not math.isfinite(found.nats):
+            raise CheckpointError(
+                f"{what} gives no finite likelihood for {document.source} ({found.nats} nats): "
+                "it diverged in training or its weights are damaged; make it again"
+            )
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
@@ -137,7 +180,7 @@ def score(
     since its last call. The model is left in evaluation mode. Raises ConfigError for a context or
     stride the model cannot have and a tokenizer without a token to separate documents.
     """
-    context, stride = _reach(model, context, stride)
+    context, stride = reach(model.config, context, stride)
     end_id = tokenizers.end_of_document(tokenizer)
     encoded = [torch.tensor([end_id, *ids]) for ids in encode(tokenizer, texts)]
     model.eval()
@@ -172,9 +215,9 @@ def score(
     ]
 
 
-def _reach(model: PreTrainedModel, context: int | None, stride: int | None) -> tuple[int, int]:
+def reach(config: PreTrainedConfig, context: int | None, stride: int | None) -> tuple[int, int]:
     """Return context and stride with their defaults; raise ConfigError for impossible ones."""
-    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    most = getattr(config.get_text_config(), "max_position_embeddings", None)
     context = most if context is None else context
     if context is None:
         message = "the model's configuration does not say it"
@@ -211,12 +254,12 @@ def _batches(windows: Iterable[_Window], batch_tokens: int) -> Iterator[list[_Wi
 
 def interval(
     scores: Sequence[DocumentScore],
-    others: Sequence[DocumentScore],
+    others: Sequence[DocumentScore] | None = None,
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[float, float] | None:
-    """Return the 95% interval of how many more bits per byte `scores` have than `others`.
+    """Return the 95% interval of the bits per byte of `scores`, or of how many more than `others`.
 
     Both are of the same documents. A percentile bootstrap (Efron and Tibshirani 1993, "An
     Introduction to the Bootstrap", chapter 13) over documents, drawn for both models at once as in
@@ -224,17 +267,37 @@ def interval(
     than two documents. Raises ValueError for scores of different documents.
     """
     sizes_N = np.array([score.bytes for score in scores])
-    if sizes_N.tolist() != [other.bytes for other in others]:
-        raise ValueError("scores of different documents cannot be compared")
-    count = len(scores)
+    more_N = np.array([score.nats for score in scores])
+    if others is not None:
+        if sizes_N.tolist() != [other.bytes for other in others]:
+            raise ValueError("scores of different documents cannot be compared")
+        more_N = more_N - np.array([other.nats for other in others])
+    found = _bootstrap(more_N, sizes_N, resamples, seed)
+    return None if found is None else (found[0] / math.log(2), found[1] / math.log(2))
+
+
+def perplexity_interval(
+    scores: Sequence[DocumentScore], *, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float] | None:
+    """Return the 95% interval of the perplexity a token, as `interval` does for bits per byte."""
+    nats_N = np.array([score.nats for score in scores])
+    tokens_N = np.array([score.tokens for score in scores])
+    found = _bootstrap(nats_N, tokens_N, resamples, seed)
+    return None if found is None else (_exp(found[0]), _exp(found[1]))
+
+
+def _bootstrap(
+    sums_N: npt.NDArray[np.float64], sizes_N: npt.NDArray[np.int64], resamples: int, seed: int
+) -> tuple[float, float] | None:
+    """Return the 95% interval of sum / size of all documents together; None for fewer than two."""
+    count = len(sizes_N)
     if count < 2:
         return None
-    more_N = np.array([a.nats - b.nats for a, b in zip(scores, others, strict=True)])
     generator = np.random.default_rng(seed)
     rows = max(1, DRAWN_AT_ONCE // count)
-    nats_per_byte: list[float] = []
+    ratios: list[float] = []
     for begin in range(0, resamples, rows):
         drawn_RN = generator.integers(count, size=(min(rows, resamples - begin), count))
-        nats_per_byte += (more_N[drawn_RN].sum(1) / sizes_N[drawn_RN].sum(1)).tolist()
-    low, high = np.percentile(nats_per_byte, [2.5, 97.5]) / math.log(2)
+        ratios += (sums_N[drawn_RN].sum(1) / sizes_N[drawn_RN].sum(1)).tolist()
+    low, high = np.percentile(ratios, [2.5, 97.5])
     return float(low), float(high)

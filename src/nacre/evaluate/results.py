@@ -1,0 +1,136 @@
+"""Results on disk: JSON lines that say what was scored, on what, by which version.
+
+A record is a score with the checkpoint's path and fingerprint, the task's version and settings, the
+version of nacre and the date. Fingerprint, task, version and settings identify an evaluation: what
+agrees in them need not run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from nacre import composition
+from nacre.errors import CheckpointError
+from nacre.evaluate.scores import Score
+from nacre.train import checkpoint
+
+FILE = "evaluations.jsonl"
+IDENTITY = ("fingerprint", "task", "version", "settings")
+KEYS = (
+    "checkpoint", *IDENTITY, "metric", "subset", "value", "n", "interval", "chance", "corrected",
+    "nacre", "date",
+)  # fmt: skip
+PIECES, PIECE_BYTES = 64, 4096  # of a foreign folder's weights
+
+
+def home(folder: Path) -> Path:
+    """Return the file that a checkpoint's results are kept in: the run's, where it is a stage."""
+    run = folder.resolve().parent.parent
+    is_stage = folder.resolve().parent.name == "stages" and (run / "plan.yaml").is_file()
+    return (run if is_stage else folder) / FILE
+
+
+def fingerprint(folder: Path) -> str:
+    """Return what identifies a checkpoint's outputs, as SHA-256 (hex); no weights are loaded.
+
+    Of a stage the fingerprint in its `stage.json`. Of a composition a hash over its experts'
+    fingerprints, its rule and what was trained, each as recorded; the experts must be where it says
+    and be the recorded ones. Of any other folder a hash over the names, sizes and contents of its
+    .json, .txt and .model files; of .safetensors files the header and 64 pieces of 4 KiB, evenly
+    spaced, stand for the contents. Raises CheckpointError and FingerprintError for a folder that is
+    damaged or whose parts are missing.
+    """
+    if composition.is_composition(folder):
+        return _composition(folder)
+    if (folder / checkpoint.RECORD).is_file():
+        return checkpoint.read_record(folder)["fingerprint"]
+    total = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".txt", ".model", ".safetensors") and path.is_file():
+            content = _sample(path) if path.suffix == ".safetensors" else path.read_bytes()
+            total.update(f"{path.name} {path.stat().st_size} ".encode())
+            total.update(hashlib.sha256(content).digest())
+    return total.hexdigest()
+
+
+def _composition(folder: Path) -> str:
+    record = composition.read_record(folder)
+    composition.verify(folder)
+    parts = {
+        "experts": [
+            expert["fingerprint"] or fingerprint(folder / expert["path"])
+            for expert in record["experts"]
+        ],
+        "mix": record["mix"],
+        "trained": record["trained"]["sha256"] if record.get("trained") else None,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _sample(path: Path) -> bytes:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        pieces = [file.read(min(length, size))]
+        for place in range(PIECES):
+            file.seek(size * place // PIECES)
+            pieces.append(file.read(PIECE_BYTES))
+    return b"".join(pieces)
+
+
+def records(
+    scores: Sequence[Score], folder: Path, identity: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return scores of one task as records; `identity` has the keys `IDENTITY`."""
+    about = {
+        "checkpoint": str(folder),
+        **identity,
+        "nacre": metadata.version("nacre"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return [{**score.record(), **about} for score in scores]
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a file, oldest first; raise CheckpointError for a damaged line."""
+    if not path.exists():
+        return []
+    found: list[dict[str, Any]] = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            record = json.loads(line)
+            lacking = [key for key in KEYS if key not in record]
+        except (ValueError, TypeError):
+            lacking = ["a record"]
+        if lacking:
+            fix = "remove the line, or name another file with --out"
+            raise CheckpointError(f"{path}, line {number}: damaged: lacks {lacking[0]}; {fix}")
+        found.append(record)
+    return found
+
+
+def append(path: Path, new: Sequence[Mapping[str, Any]]) -> None:
+    """Add records to a file; who reads it meanwhile sees all of them or none."""
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in new)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        if before and not before.endswith("\n"):
+            before += "\n"
+        checkpoint.write_text(path, before + lines)
+
+
+def done(known: Sequence[Mapping[str, Any]], identity: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the newest records of an evaluation, none if it was not done."""
+    newest: dict[tuple[str, str], dict[str, Any]] = {}
+    for record in known:
+        if all(record[key] == identity[key] for key in IDENTITY):
+            newest[record["subset"], record["metric"]] = dict(record)
+    return list(newest.values())

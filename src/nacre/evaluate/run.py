@@ -1,0 +1,154 @@
+"""Evaluation of checkpoints of every kind: what was done is read, the rest is run and kept."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from nacre import composition
+from nacre import tokenizer as tokenizers
+from nacre.errors import CheckpointError, ConfigError, FingerprintError, Problem
+from nacre.evaluate import results
+from nacre.evaluate.tasks import Options, Task, prepare
+from nacre.train import checkpoint
+from nacre.train.observer import Observer
+
+
+@dataclass(frozen=True)
+class Target:
+    """A checkpoint to evaluate, and for every task what identifies its evaluation."""
+
+    folder: Path
+    tokenizer: PreTrainedTokenizerBase
+    file: Path
+    identities: tuple[dict[str, Any], ...]
+
+
+def evaluate(
+    checkpoints: Sequence[str | Path],
+    tasks: Sequence[str] = (),
+    *,
+    data: str | Path | None = None,
+    limit: int | None = None,
+    context: int | None = None,
+    stride: int | None = None,
+    out: str | Path | None = None,
+    again: bool = False,
+    observer: Observer | None = None,
+) -> list[dict[str, Any]]:
+    """Score stages, compositions and Hugging Face folders; a run means each of its stages.
+
+    `tasks` are names of tasks and families (`tasks.FAMILIES`); default: `lm` on the texts in the
+    folder `data`, without it `probes`. `limit` is the most examples of a task, or documents of a
+    domain. Returns one record a score, in the order of the checkpoints; they are also kept in
+    `out`, or beside the checkpoint. An evaluation found there is not run again unless `again` asks
+    for it. Everything is checked before any weights are loaded. Raises ConfigError, DataError,
+    CheckpointError and FingerprintError, and CheckpointError for a model without finite scores.
+    """
+    watch = observer or Observer()
+    prepared = prepare(tasks, Options(data, limit, context, stride))
+    targets = [
+        _target(folder, prepared, None if out is None else Path(out))
+        for folder in _folders(checkpoints)
+    ]
+    files = dict.fromkeys(target.file for target in targets)
+    for file in files:
+        _check_writable(file)
+    known = {file: results.read(file) for file in files}
+    return [
+        record
+        for target in targets
+        for record in _results(target, prepared, known[target.file], again, watch)
+    ]
+
+
+def _folders(checkpoints: Sequence[str | Path]) -> list[Path]:
+    """Return the folders of what is named, stages for runs, each once."""
+    if not checkpoints:
+        fix = "name stages, runs, compositions or Hugging Face folders"
+        raise ConfigError(Problem("checkpoints", "there are none", fix))
+    found: dict[Path, Path] = {}
+    for named in map(Path, checkpoints):
+        is_run = checkpoint.newest(named) != named  # raises for a run without a stage
+        for folder in checkpoint.stages(named) if is_run else [named]:
+            found.setdefault(folder.resolve(), folder)
+    return list(found.values())
+
+
+def _target(folder: Path, tasks: Sequence[Task], out: Path | None) -> Target:
+    """Read what is known of a checkpoint without its weights, and check every task with it."""
+    config = checkpoint.load_config(folder)
+    if not composition.is_composition(folder) and not any(folder.glob("*.safetensors")):
+        fix = "save it again with safe serialization"
+        raise CheckpointError(f"{folder}: holds no weights in safetensors; {fix}")
+    tokenizer = tokenizers.load(folder)
+    if (folder / checkpoint.RECORD).is_file():
+        _check_tokenizer(folder, tokenizer)
+    fingerprint = results.fingerprint(folder)
+    problems: list[Problem] = []
+    identities: list[dict[str, Any]] = []
+    for task in tasks:
+        try:
+            settings = task.settings(config, tokenizer)
+        except ConfigError as error:
+            problems += error.problems
+            continue
+        values = (fingerprint, task.name, task.version, settings)
+        identities.append(dict(zip(results.IDENTITY, values, strict=True)))
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)), str(folder))
+    return Target(folder, tokenizer, out or results.home(folder), tuple(identities))
+
+
+def _check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    found = tokenizers.fingerprint(tokenizer)
+    recorded = checkpoint.read_record(folder).get("tokenizer", found)
+    if recorded != found:
+        fix = f"restore the tokenizer's files in {folder}"
+        raise FingerprintError(f"the tokenizer in {folder}", recorded[:12], found[:12], fix)
+
+
+def _check_writable(file: Path) -> None:
+    problem = (
+        f"{file} is a folder" if file.is_dir()
+        else f"there is no folder {file.parent}" if not file.parent.is_dir()
+        else f"{file.parent} cannot be written to" if not os.access(file.parent, os.W_OK)
+        else None
+    )  # fmt: skip
+    if problem:
+        raise ConfigError(Problem("--out", problem, "name a file in a folder of your own"))
+
+
+def _results(
+    target: Target,
+    tasks: Sequence[Task],
+    known: Sequence[dict[str, Any]],
+    again: bool,
+    watch: Observer,
+) -> list[dict[str, Any]]:
+    """Return a checkpoint's records for every task; load it only if one has to be run."""
+    where = str(target.folder)
+    before = [[] if again else results.done(known, identity) for identity in target.identities]
+    names = [task.name for task, records in zip(tasks, before, strict=True) if records]
+    if names:
+        watch.note(f"{where}: done before, not run again: {', '.join(names)} ({target.file})")
+    found: list[dict[str, Any]] = []
+    model: Any = None
+    for task, identity, records in zip(tasks, target.identities, before, strict=True):
+        if not records:
+            if model is None:
+                gc.collect()  # models refer to themselves: the one before would stay
+                device = "cuda" if torch.cuda.is_available() else "cpu"
+                model = composition.load_any(target.folder).to(device)  # pyright: ignore
+            scores = task.run(model, target.tokenizer, identity["settings"], where, watch)
+            records = results.records(scores, target.folder, identity)
+            results.append(target.file, records)
+        found += [record | {"checkpoint": where} for record in records]
+    return found

@@ -1,0 +1,63 @@
+"""What an evaluation says: plain records, each with how many examples it rests on and how sure.
+
+N examples, R resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number of one task.
+
+    `subset` is a part of the task (a domain, a language, a subject), empty for all of it; `n` the
+    examples or documents it rests on; `interval` 95%, None where it is undefined; `chance` what
+    guessing gives, None where there is no such thing.
+    """
+
+    task: str
+    metric: str
+    value: float
+    n: int
+    subset: str = ""
+    interval: tuple[float, float] | None = None
+    chance: float | None = None
+
+    @property
+    def corrected(self) -> float | None:
+        """How far from chance (0) to perfect (1) the value is; None without a chance line."""
+        if self.chance is None or self.chance >= 1:
+            return None
+        return (self.value - self.chance) / (1 - self.chance)
+
+    def record(self) -> dict[str, Any]:
+        """Return the score as plain data, with `corrected`."""
+        interval = None if self.interval is None else list(self.interval)
+        return asdict(self) | {"interval": interval, "corrected": self.corrected}
+
+
+def mean_interval(
+    values: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float] | None:
+    """Return the 95% interval of a mean over examples; None for fewer than two.
+
+    A percentile bootstrap (Efron and Tibshirani 1993, "An Introduction to the Bootstrap").
+    """
+    if len(values) < 2:
+        return None
+    generator = np.random.default_rng(seed)
+    values_N = np.asarray(values, dtype=np.float64)
+    means = [
+        values_N[generator.integers(len(values_N), size=len(values_N))].mean()
+        for _ in range(resamples)
+    ]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
