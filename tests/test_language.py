@@ -202,6 +202,27 @@ def test_an_interval_is_as_wide_as_theory_says() -> None:
     assert found == pytest.approx((middle - half, middle + half), abs=0.1 * half)
 
 
+def test_an_interval_of_one_model_is_that_of_its_difference_to_nothing() -> None:
+    generator = np.random.default_rng(3)
+    sizes = generator.integers(50, 500, 40)
+    scores = scores_of(sizes * generator.uniform(1, 2, 40), sizes)
+    found = language.interval(scores)
+    assert found == language.interval(scores, scores_of(np.zeros(40), sizes))
+    assert found is not None
+    assert found[0] < language.bits_per_byte(scores) < found[1]
+    assert language.interval(scores[:1]) is None
+
+
+def test_perplexity_is_pooled_over_tokens() -> None:
+    scores = [DocumentScore(6.0, 2, 9), DocumentScore(2.0, 2, 1), DocumentScore(1.0, 1, 1)]
+    assert language.perplexity(scores) == pytest.approx(math.exp(9 / 5))
+    assert math.isnan(language.perplexity([]))
+    found = language.perplexity_interval(scores)
+    assert found == pytest.approx((math.exp(1), math.exp(3)), rel=1e-6)
+    assert language.perplexity_interval(scores[:1]) is None
+    assert language.perplexity([DocumentScore(1e6, 1, 1)]) < math.inf
+
+
 def test_an_interval_of_the_same_scores_is_zero_and_of_one_document_none() -> None:
     scores = scores_of([3.0, 5.0, 9.0], [2, 3, 4])
     assert language.interval(scores, scores) == (0.0, 0.0)
