@@ -99,7 +99,7 @@ def run(
         start = time.perf_counter()
         rows = list(importlib.import_module(SUITES[name][0]).suite(effort))
         suites[name] = [dataclasses.replace(row, target=None) for row in rows] if quick else rows
-        seconds[name] = round(time.perf_counter() - start, 1)
+        seconds[name] = round(time.perf_counter() - start, 3)
     return Results(
         machine(), datetime.now(UTC).isoformat(timespec="seconds"), quick, suites, seconds
     )
