@@ -61,12 +61,23 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_readme_commands_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(place)
-    for command in commands(README):
+def run_commands(document: Path) -> None:
+    """Run every `nacre` command of a document as it is written, but small."""
+    for command in commands(document):
         with pytest.raises(SystemExit) as stop:
             main(shrunk(command)[1:])
         assert not stop.value.code, " ".join(command)
+
+
+def run_python(document: Path) -> None:
+    """Run every Python block of a document."""
+    for block in blocks(document, "python"):
+        exec(compile(block, document.name, "exec"), {})
+
+
+def test_readme_commands_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    run_commands(README)
 
 
 def test_composition_commands_and_python_run(
@@ -81,12 +92,8 @@ def test_composition_commands_and_python_run(
         (tmp_path / "heldout" / name / "text.txt").write_text("It was the age of wisdom.\n")
     monkeypatch.chdir(tmp_path)
     document = ROOT / "docs" / "composition.md"
-    for command in commands(document):
-        with pytest.raises(SystemExit) as stop:
-            main(shrunk(command)[1:])
-        assert not stop.value.code, " ".join(command)
-    for block in blocks(document, "python"):
-        exec(compile(block, document.name, "exec"), {})
+    run_commands(document)
+    run_python(document)
 
 
 def test_evaluation_commands_and_python_run(
@@ -102,18 +109,13 @@ def test_evaluation_commands_and_python_run(
                "runs/novels")  # fmt: skip
     nacre.compose([f"runs/novels/stages/{stage}" for stage in ("01", "02")], "runs/two")
     document = ROOT / "docs" / "evaluation.md"
-    for command in commands(document):
-        with pytest.raises(SystemExit) as stop:
-            main(shrunk(command)[1:])
-        assert not stop.value.code, " ".join(command)
-    for block in blocks(document, "python"):
-        exec(compile(block, document.name, "exec"), {})
+    run_commands(document)
+    run_python(document)
 
 
 def test_readme_python_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    for block in blocks(README, "python"):
-        exec(compile(block, "README.md", "exec"), {})
+    run_python(README)
 
 
 def test_readme_shows_the_two_commands() -> None:

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from nacre.errors import ConfigError, DataError
-from nacre.evaluate import language
+from nacre.evaluate import language, scores
 from nacre.evaluate.language import DocumentScore
 from nacre.models.composed import ComposedConfig, ComposedForCausalLM
 
@@ -236,7 +236,7 @@ def test_an_interval_is_the_same_however_many_are_drawn_at_once(
 ) -> None:
     more, less = scores_of([3, 5, 9, 4], [2, 3, 4, 5]), scores_of([2, 6, 7, 4], [2, 3, 4, 5])
     whole = language.interval(more, less)
-    monkeypatch.setattr(language, "DRAWN_AT_ONCE", 400)
+    monkeypatch.setattr(scores, "DRAWN_AT_ONCE", 400)
     assert language.interval(more, less) == whole
 
 

@@ -122,7 +122,7 @@ def trace(path: str | Path, prompt: str, sampling: Sampling | None = None) -> li
     if not composition.is_composition(path):
         fix = "make one with `nacre compose`"
         raise ConfigError(Problem("--weights-trace", f"{path} is no composition", fix))
-    if checkpoint.read_json(Path(path) / "config.json").get("mix", {}).get("name") == "adapter":
+    if composition.read_record(path)["mix"]["name"] == "adapter":
         message = f"{path} is mixed by an adapter, which has no weights for each expert"
         raise ConfigError(Problem("--weights-trace", message, "use another rule"))
     model = composition.load(path)

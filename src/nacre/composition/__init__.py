@@ -109,14 +109,13 @@ def make(
         problems.append(Problem("experts", f"{len(experts)} is too few", fix))
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         problems.append(Problem("--out", f"{target} is not empty", "name a new folder"))
-    elif not problems:
-        rule = Rule.parse({"name": mix, **options}, len(experts))
-        problems += training.check(rule, tune_heads, tuning)
     if problems:
+        raise ConfigError(problems)
+    rule = Rule.parse({"name": mix, **options}, len(experts))
+    if problems := training.check(rule, tune_heads, tuning):
         raise ConfigError(problems)
     found = reading.read_experts(experts, names)
     reading.check_agreement(found)
-    rule = Rule.parse({"name": mix, **options}, len(found))
     try:
         check_size(rule, len(found), reading.field(found[0], "vocab_size"))
     except ValueError as error:

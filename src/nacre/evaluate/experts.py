@@ -20,11 +20,9 @@ from nacre.composition.card import card
 from nacre.composition.expert import RECORD
 from nacre.evaluate import language
 from nacre.evaluate.language import DocumentScore, EvalDocument
+from nacre.evaluate.scores import RESAMPLES
 from nacre.train import checkpoint
 from nacre.train.observer import Observer
-
-LONGEST = 2048
-"""Tokens of a window, at most: its logits are all in memory."""
 
 SMALL = 0.0005
 """Bits per byte that two models may differ by and still be called as good as each other."""
@@ -46,7 +44,7 @@ def compare(
     tokenizer = tokenizers.load(folder)
     texts = [document.text for document in documents]
     tokens = sum(map(len, language.encode(tokenizer, texts)))
-    context = min(record["context"], LONGEST)
+    context = min(record["context"], language.LONGEST)
     settings = {"context": context, "stride": max(1, context // 2)}
 
     def scored(what: str, load: Callable[[], PreTrainedModel]) -> list[DocumentScore]:
@@ -66,7 +64,7 @@ def compare(
     language.check_finite(f"{folder}: the composition", documents, composed)
     return {
         "texts": language.fingerprint(documents),
-        "settings": {**settings, "resamples": language.RESAMPLES},
+        "settings": {**settings, "resamples": RESAMPLES},
         "rows": [
             {"kind": kind, "name": name}
             | _row(

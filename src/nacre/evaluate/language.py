@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -21,10 +20,11 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from nacre import tokenizer as tokenizers
 from nacre.data import corpus
 from nacre.errors import CheckpointError, ConfigError, DataError, Problem
+from nacre.evaluate.scores import RESAMPLES, ratio_interval
 from nacre.models.mixing import log_likelihood
 
-RESAMPLES = 2000
-DRAWN_AT_ONCE = 4_000_000  # documents of resamples in memory
+LONGEST = 2048
+"""Tokens of a window, at most, unless it is asked for: its logits are all in memory."""
 
 
 @dataclass(frozen=True)
@@ -272,7 +272,7 @@ def interval(
         if sizes_N.tolist() != [other.bytes for other in others]:
             raise ValueError("scores of different documents cannot be compared")
         more_N = more_N - np.array([other.nats for other in others])
-    found = _bootstrap(more_N, sizes_N, resamples, seed)
+    found = ratio_interval(more_N, sizes_N, resamples, seed)
     return None if found is None else (found[0] / math.log(2), found[1] / math.log(2))
 
 
@@ -282,22 +282,5 @@ def perplexity_interval(
     """Return the 95% interval of the perplexity a token, as `interval` does for bits per byte."""
     nats_N = np.array([score.nats for score in scores])
     tokens_N = np.array([score.tokens for score in scores])
-    found = _bootstrap(nats_N, tokens_N, resamples, seed)
+    found = ratio_interval(nats_N, tokens_N, resamples, seed)
     return None if found is None else (_exp(found[0]), _exp(found[1]))
-
-
-def _bootstrap(
-    sums_N: npt.NDArray[np.float64], sizes_N: npt.NDArray[np.int64], resamples: int, seed: int
-) -> tuple[float, float] | None:
-    """Return the 95% interval of sum / size of all documents together; None for fewer than two."""
-    count = len(sizes_N)
-    if count < 2:
-        return None
-    generator = np.random.default_rng(seed)
-    rows = max(1, DRAWN_AT_ONCE // count)
-    ratios: list[float] = []
-    for begin in range(0, resamples, rows):
-        drawn_RN = generator.integers(count, size=(min(rows, resamples - begin), count))
-        ratios += (sums_N[drawn_RN].sum(1) / sizes_N[drawn_RN].sum(1)).tolist()
-    low, high = np.percentile(ratios, [2.5, 97.5])
-    return float(low), float(high)

@@ -10,8 +10,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 RESAMPLES = 2000
+DRAWN_AT_ONCE = 4_000_000  # examples of resamples in memory
 
 
 @dataclass(frozen=True)
@@ -47,17 +49,30 @@ class Score:
 def mean_interval(
     values: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float] | None:
-    """Return the 95% interval of a mean over examples; None for fewer than two.
+    """Return the 95% interval of a mean over examples; None for fewer than two."""
+    values_N = np.asarray(values, dtype=np.float64)
+    return ratio_interval(values_N, np.ones(len(values_N)), resamples, seed)
 
-    A percentile bootstrap (Efron and Tibshirani 1993, "An Introduction to the Bootstrap").
+
+def ratio_interval(
+    sums_N: npt.NDArray[np.float64],
+    sizes_N: npt.NDArray[np.number[Any]],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[float, float] | None:
+    """Return the 95% interval of sum / size of all examples together; None for fewer than two.
+
+    A percentile bootstrap (Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter
+    13) over examples.
     """
-    if len(values) < 2:
+    count = len(sizes_N)
+    if count < 2:
         return None
     generator = np.random.default_rng(seed)
-    values_N = np.asarray(values, dtype=np.float64)
-    means = [
-        values_N[generator.integers(len(values_N), size=len(values_N))].mean()
-        for _ in range(resamples)
-    ]
-    low, high = np.percentile(means, [2.5, 97.5])
+    rows = max(1, DRAWN_AT_ONCE // count)
+    ratios: list[float] = []
+    for begin in range(0, resamples, rows):
+        drawn_RN = generator.integers(count, size=(min(rows, resamples - begin), count))
+        ratios += (sums_N[drawn_RN].sum(1) / sizes_N[drawn_RN].sum(1)).tolist()
+    low, high = np.percentile(ratios, [2.5, 97.5])
     return float(low), float(high)

@@ -13,7 +13,6 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from nacre import tokenizer as tokenizers
 from nacre.errors import ConfigError, Problem, nearest
 from nacre.evaluate import language, probes
-from nacre.evaluate.experts import LONGEST
 from nacre.evaluate.scores import Score
 from nacre.train.observer import Observer
 
@@ -73,8 +72,8 @@ def _language_modelling(name: str, options: Options) -> Task:
     def settings(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         tokenizers.end_of_document(tokenizer)
         context, stride = language.reach(config, options.context, options.stride)
-        if options.context is None and context > LONGEST:
-            context, stride = language.reach(config, LONGEST, options.stride)
+        if options.context is None and context > language.LONGEST:
+            context, stride = language.reach(config, language.LONGEST, options.stride)
         return {"texts": fingerprint, "context": context, "stride": stride}
 
     def run(
