@@ -116,7 +116,7 @@ def grow(model: Any, plan: plans.Plan, depth: int, train_embedding: bool) -> lis
         if step.add_blocks and (index or depth):
             stage.add_blocks(model, step.add_blocks, "random", seed=0)
         adapted = stage.choose_trainable(
-            model, step, trunk_depth=depth, seed=0, train_embedding=train_embedding and not index
+            model, step, depth_below=depth, seed=0, train_embedding=train_embedding and not index
         )
         active, _ = active_and_total(model)
         if adapted is not None:
@@ -198,6 +198,29 @@ def test_a_trunk_under_adapters_costs_its_backward_pass_for_activations_too() ->
     adapters = with_lora.active_parameters - without.active_parameters
     trunk = 2 * (2 * without.block_parameters + 2 * 4 * 32 * 32)
     assert with_lora.flops_per_token - without.flops_per_token == trunk + 6 * adapters
+
+
+def test_frozen_blocks_above_a_reopened_one_cost_a_backward_pass_for_their_inputs() -> None:
+    grow = [{"add_blocks": 2, "tokens": 99_999}] * 2
+    again = {"tokens": 99_999, "train": {"blocks": "1-2"}}
+    everything = {"tokens": 99_999, "train": "all"}
+    part = budget.estimate(small_plan("llama", stages=[*grow, again]))[2]
+    whole = budget.estimate(small_plan("llama", stages=[*grow, everything]))[2]
+    block, attention = part.block_parameters, 4 * 32 * 32
+    assert whole.active_parameters - part.active_parameters == 2 * block
+    trunk_saves = 4 * block + 2 * attention  # block 0: forward only
+    passed_saves = 2 * block  # block 3: no gradients of its weights
+    assert whole.flops_per_token - part.flops_per_token == trunk_saves + passed_saves
+    assert part.memory_bytes < whole.memory_bytes
+
+
+def test_blocks_above_new_ones_count_as_trained() -> None:
+    stages = [{"add_blocks": 2, "tokens": 99_999}] * 2
+    top = budget.estimate(small_plan("llama", stages=stages))[1]
+    stages = [stages[0], stages[1] | {"under": 1}]
+    middle = budget.estimate(small_plan("llama", stages=stages))[1]
+    assert middle.depth == top.depth == 4
+    assert middle.active_parameters - top.active_parameters == top.block_parameters
 
 
 def test_memory_of_a_stage_grows_with_its_crown_not_its_trunk() -> None:

@@ -216,7 +216,7 @@ def test_one_cache_at_a_time_and_none_at_the_end(watched: tuple[Path, Watch]) ->
 def test_the_mode_and_its_reason_are_said(watched: tuple[Path, Watch]) -> None:
     out, watch = watched
     assert "trunk of 3 blocks: cache (the plan says so)" in watch.notes
-    assert trunks(out)[0] == {"mode": "recompute", "reason": "there is no trunk yet"}
+    assert trunks(out)[0] == {"mode": "recompute", "reason": "no block is frozen below"}
 
 
 def test_a_cache_of_fewer_windows_is_not_gone_on_from(runs: Runs) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from nacre.errors import (
     CheckpointError,
     FingerprintError,
 )
-from nacre.growth import ledger
+from nacre.growth import budget, ledger
 from nacre.growth import plan as plans
 from nacre.train import checkpoint, folder
 from nacre.train.grow import grow
@@ -286,6 +287,39 @@ def test_other_substrates(plan: plans.Plan, tmp_path: Path, kind: str) -> None:
     one, two = grow(plans.parse(data), tmp_path / "run")
     assert ("model.embed_tokens.weight" in one["trainable"]) == (kind == "trained")
     assert "model.embed_tokens.weight" in two["frozen"]
+
+
+def test_stages_that_reopen_blocks_or_grow_in_the_middle(tmp_path: Path) -> None:
+    stages = [
+        {"add_blocks": 2, "tokens": 512},
+        {"add_blocks": 1, "under": 1, "tokens": 512, "init": "zero"},
+        {"tokens": 512, "train": {"blocks": "1"}},
+        {"tokens": 512, "train": "all"},
+    ]
+    out = tmp_path / "run"
+    grow(plans.load("tiny", [f"stages={json.dumps(stages)}", "training.precision=fp32"]), out)
+    found = records(out)
+    assert [record["depth"] for record in found] == [2, 3, 3, 3]
+    assert [record["growth"] for record in found] == [[[1, 2]], *[[[1, 1], [2, 2]]] * 3]
+    assert [record["train"] for record in found] == ["crown", "crown", "1", "all"]
+    moved = [
+        {name.split(".")[2] for name in record["trainable"] if ".layers." in name}
+        for record in found
+    ]
+    assert moved == [{"0", "1"}, {"1", "2"}, {"1"}, {"0", "1", "2"}]
+    before = weights(out / "stages" / "02")
+    after = weights(out / "stages" / "03")
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert changed == set(found[2]["trainable"])
+    assert all(
+        ledger.tensor_hash(tensor) == (record["frozen"] | record["weights"])[name]
+        for path, record in zip(checkpoint.stages(out), found, strict=True)
+        for name, tensor in weights(path).items()
+    )
+    assert (
+        budget.estimate(plans.load(out / "plan.yaml"))[1].active_parameters
+        == (found[1]["active_parameters"])
+    )
 
 
 def test_monolithic_training_is_one_stage(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nacre import config
 from nacre.errors import ConfigError
 from nacre.growth import plan as plans
-from nacre.growth.plan import Plan
+from nacre.growth.plan import Plan, Stage
 
 STAGE = {"add_blocks": 1, "tokens": "1M"}
 
@@ -96,6 +96,22 @@ def test_mlp_width() -> None:
     assert make(model={"width": 1024, "mlp": 100}).model.mlp_width == 100
 
 
+@pytest.mark.parametrize(
+    ("options", "trunk"),
+    [
+        ({}, 6),
+        ({"train": "all"}, 0),
+        ({"train": {"blocks": "2-3"}}, 2),
+        ({"train": {"blocks": 4}}, 4),
+        ({"train": "0-5"}, 0),
+        ({"add_blocks": 2, "under": 2}, 4),
+        ({"add_blocks": 2, "under": 5, "train": {"blocks": 3}}, 1),
+    ],
+)
+def test_a_trunk_ends_under_the_lowest_block_that_trains(options: dict, trunk: int) -> None:
+    assert Stage(tokens=1, **options).trunk_depth(6) == trunk
+
+
 def test_depth_is_what_the_stages_add() -> None:
     stages = [{"add_blocks": 2, "tokens": "1M"}, {"tokens": "1M", "lora": {}}, STAGE]
     assert make(stages=stages).depth == 3
@@ -175,12 +191,40 @@ def test_depth_is_what_the_stages_add() -> None:
         (
             {"stages": [STAGE, {"tokens": "1M"}]},
             "stages[1]: adds no blocks and has no lora "
-            "(set add_blocks, or lora: {rank: 16} to readjust the trunk)",
+            "(set add_blocks, or lora: {rank: 16} or train: all to readjust the trunk)",
+        ),
+        (
+            {"stages": [STAGE, {"tokens": "1M", "train": {"blocks": "2-0"}}]},
+            "stages[1].train: expected crown, all, or blocks from the lowest up such as "
+            "{blocks: 0-2}, got {'blocks': '2-0'}",
+        ),
+        (
+            {"stages": [STAGE, {"tokens": "1M", "train": {"blocks": "0-1"}}]},
+            "stages[1].train: blocks 0-1, but those below are 0 to 0 (new blocks train anyway)",
+        ),
+        (
+            {"stages": [STAGE, {"tokens": "1M", "train": "all", "lora": {}}]},
+            "stages[1].train: all, but lora adapts blocks that stay frozen "
+            "(leave train or lora out)",
+        ),
+        (
+            {"stages": [STAGE, {"tokens": "1M", "train": "all", "trunk": "cache"}]},
+            "stages[1].trunk: cache, but no block stays frozen under those that train "
+            "(leave trunk out)",
+        ),
+        (
+            {"stages": [STAGE, {**STAGE, "under": 2}]},
+            "stages[1].under: 2, but there are 1 blocks below (at most 1)",
+        ),
+        (
+            {"stages": [STAGE, {"tokens": "1M", "lora": {}, "under": 1}]},
+            "stages[1].under: there are no new blocks to go under any "
+            "(set add_blocks, or re-open the last blocks with train: {blocks: ...})",
         ),
         (
             {"from": "x", "stages": [{"tokens": "1M"}]},
             "stages[0]: adds no blocks and has no lora "
-            "(set add_blocks, or lora: {rank: 16} to readjust the trunk)",
+            "(set add_blocks, or lora: {rank: 16} or train: all to readjust the trunk)",
         ),
         (
             {"model": {"width": 8192}},
@@ -419,6 +463,10 @@ def test_paper_recipes_say_what_the_papers_say() -> None:
             ],
         ),
         (
+            {"stages": [{**STAGE, "train": "all"}]},
+            ["stages[0].train has no effect: there is no trunk to re-open yet"],
+        ),
+        (
             {"stages": [STAGE, {"tokens": "1M", "lora": {}, "init": "zero"}]},
             ["stages[1].init has no effect without add_blocks"],
         ),
@@ -458,6 +506,7 @@ def changes() -> list[str]:
         "stages.0.tokens=2M",
         "stages.1.lora.rank=3",
         "stages.1.init=copy",
+        "stages.1.under=1",
         "stages.1.sources=[x]",
         "stages.1.patience=3",
     ]

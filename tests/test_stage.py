@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from conftest import VOCABULARY, WIDTH, Build
@@ -62,27 +64,27 @@ def train(model: PreTrainedModel, ids_BT: torch.Tensor, steps: int = 3) -> None:
 
 def test_the_first_stage_trains_all_but_the_substrate(pico: Build) -> None:
     model = pico("llama")
-    assert stage.choose_trainable(model, GROW, trunk_depth=0, seed=0) is None
+    assert stage.choose_trainable(model, GROW, depth_below=0, seed=0) is None
     expected = llama_block(0) + llama_block(1) + LLAMA_OUTER
     assert stage.trainable_names(model) == sorted(expected)
 
 
 def test_a_trained_substrate_trains_too(pico: Build) -> None:
     model = pico("llama")
-    stage.choose_trainable(model, GROW, trunk_depth=0, seed=0, train_embedding=True)
+    stage.choose_trainable(model, GROW, depth_below=0, seed=0, train_embedding=True)
     assert stage.trainable_names(model) == sorted(model.state_dict())
 
 
 def test_a_stage_on_a_trunk_trains_its_blocks_norm_and_head(pico: Build) -> None:
     model = pico("llama", depth=3)
-    stage.choose_trainable(model, GROW, trunk_depth=0, seed=0, train_embedding=True)
-    stage.choose_trainable(model, GROW, trunk_depth=2, seed=0)  # whatever trained before
+    stage.choose_trainable(model, GROW, depth_below=0, seed=0, train_embedding=True)
+    stage.choose_trainable(model, GROW, depth_below=2, seed=0)  # whatever trained before
     assert stage.trainable_names(model) == sorted(llama_block(2) + LLAMA_OUTER)
 
 
 def test_the_papers_block_on_a_trunk(pico: Build) -> None:
     model = pico("gpt_neox", depth=2)
-    stage.choose_trainable(model, GROW, trunk_depth=1, seed=0)
+    stage.choose_trainable(model, GROW, depth_below=1, seed=0)
     block = [
         *(f"{name}.weight" for name in NEOX_LINEAR),
         "mlp.dense_4h_to_h.bias",
@@ -95,9 +97,48 @@ def test_the_papers_block_on_a_trunk(pico: Build) -> None:
     )
 
 
+def test_reopened_blocks_train_beside_the_crown(pico: Build) -> None:
+    model = pico("llama", depth=4)
+    again = Stage(add_blocks=1, tokens=64, train="0-1")
+    stage.choose_trainable(model, again, depth_below=3, seed=0)
+    expected = [name for index in (0, 1, 3) for name in llama_block(index)]
+    assert stage.trainable_names(model) == sorted(expected + LLAMA_OUTER)
+    stage.choose_trainable(model, Stage(tokens=64, train="all"), depth_below=4, seed=0)
+    expected = [name for index in range(4) for name in llama_block(index)]
+    assert stage.trainable_names(model) == sorted(expected + LLAMA_OUTER)
+
+
+def test_blocks_above_the_new_ones_train_on(pico: Build) -> None:
+    model = pico("llama", depth=3)
+    old = list(stock.find_parts(model).blocks)
+    middle = Stage(add_blocks=1, under=1, tokens=64, init="copy")
+    stage.add_blocks(model, 1, "copy", seed=0, under=1)
+    stage.choose_trainable(model, middle, depth_below=3, seed=0)
+    assert stage.trainable_names(model) == sorted(llama_block(2) + llama_block(3) + LLAMA_OUTER)
+    new = stock.find_parts(model).blocks[2]
+    for a, b in zip(old[1].parameters(), new.parameters(), strict=True):
+        assert torch.equal(a, b), "a copy of the block just below"
+
+
+@pytest.mark.parametrize(
+    ("this", "message"),
+    [
+        (Stage(tokens=64, train="1-2"), "stages: train: blocks 1-2, but there are 2 blocks below"),
+        (Stage(add_blocks=1, under=3, tokens=64), "stages: under: 3, but there are 2 blocks below"),
+    ],
+)
+def test_blocks_that_are_not_there(this: Stage, message: str, pico: Build) -> None:
+    model = pico("llama", depth=2)
+    add = partial(stage.add_blocks, model, 1, "random", seed=0, under=this.under)
+    choose = partial(stage.choose_trainable, model, this, depth_below=2, seed=0)
+    with pytest.raises(ConfigError) as error:
+        (add if this.add_blocks else choose)()
+    assert str(error.value) == f"{message} (they are numbered from 0)"
+
+
 def test_adapters_train_beside_new_blocks(pico: Build) -> None:
     model = pico("llama", depth=5)
-    stage.choose_trainable(model, READJUST, trunk_depth=4, seed=0)
+    stage.choose_trainable(model, READJUST, depth_below=4, seed=0)
     expected = llama_adapters(0, 1, 2, 3) + llama_block(4) + LLAMA_OUTER
     assert stage.trainable_names(model) == sorted(expected)
 
@@ -105,13 +146,13 @@ def test_adapters_train_beside_new_blocks(pico: Build) -> None:
 def test_adapters_alone_train_with_norm_and_head(pico: Build) -> None:
     model = pico("llama")
     only = Stage(tokens=64, lora=Lora(rank=2, alpha=4))
-    stage.choose_trainable(model, only, trunk_depth=2, seed=0)
+    stage.choose_trainable(model, only, depth_below=2, seed=0)
     assert stage.trainable_names(model) == sorted(llama_adapters(0, 1) + LLAMA_OUTER)
 
 
 def test_adapters_without_a_trunk_are_left_out(pico: Build) -> None:
     model = pico("llama")
-    assert stage.choose_trainable(model, READJUST, trunk_depth=0, seed=0) is None
+    assert stage.choose_trainable(model, READJUST, depth_below=0, seed=0) is None
 
 
 @pytest.mark.parametrize(
@@ -120,7 +161,7 @@ def test_adapters_without_a_trunk_are_left_out(pico: Build) -> None:
 )
 def test_learned_positions_are_frozen(family: str, frozen_too: str, pico: Build) -> None:
     model = pico(family)
-    stage.choose_trainable(model, GROW, trunk_depth=1, seed=0)
+    stage.choose_trainable(model, GROW, depth_below=1, seed=0)
     parts = stock.find_parts(model)
     assert frozen_too in model.state_dict()
     prefixes = (f"{parts.blocks_name}.1.", f"{parts.norm_name}.", f"{parts.head_name}.")
@@ -133,7 +174,7 @@ def test_a_model_without_a_final_norm_freezes_the_rest(pico: Build) -> None:
     model.model.norm = torch.nn.Identity()
     model.model.extra = torch.nn.Linear(2, 2)
     assert stock.find_parts(model).norm is None
-    stage.choose_trainable(model, GROW, trunk_depth=1, seed=0)
+    stage.choose_trainable(model, GROW, depth_below=1, seed=0)
     assert stage.trainable_names(model) == sorted([*llama_block(1), "lm_head.weight"])
 
 
@@ -146,7 +187,7 @@ def test_training_moves_what_trains_and_nothing_else(
     family: str, step: Stage, pico: Build, ids: torch.Tensor
 ) -> None:
     model = pico(family)
-    stage.choose_trainable(model, step, trunk_depth=1, seed=0)
+    stage.choose_trainable(model, step, depth_below=1, seed=0)
     frozen = ledger.frozen_hashes(model)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     train(model, ids)
@@ -159,7 +200,7 @@ def test_training_moves_what_trains_and_nothing_else(
 
 def test_a_wrong_choice_is_caught(pico: Build, ids: torch.Tensor) -> None:
     model = pico("llama")
-    stage.choose_trainable(model, GROW, trunk_depth=1, seed=0)
+    stage.choose_trainable(model, GROW, depth_below=1, seed=0)
     frozen = ledger.frozen_hashes(model)
     model.model.layers[0].input_layernorm.requires_grad_(True)
     train(model, ids)
@@ -230,7 +271,7 @@ def test_growing_leaves_the_random_state_alone(pico: Build) -> None:
     before = torch.get_rng_state()
     for init in ("random", "copy", "zero"):
         stage.add_blocks(model, 1, init, seed=9)
-    stage.choose_trainable(model, READJUST, trunk_depth=3, seed=9)
+    stage.choose_trainable(model, READJUST, depth_below=3, seed=9)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -253,7 +294,7 @@ def test_merging_gives_a_stock_model_back_twice(
     keys = list(model.state_dict())
     for number in range(2):
         untouched = logits(model, ids)
-        adapted = stage.choose_trainable(model, READJUST, trunk_depth=2, seed=number)
+        adapted = stage.choose_trainable(model, READJUST, depth_below=2, seed=number)
         assert adapted is not None
         assert torch.equal(logits(model, ids), untouched)  # B starts at zero
         shake(model)
@@ -274,7 +315,7 @@ def test_merging_gives_a_stock_model_back_twice(
 def test_merging_moves_the_trunks_matrices_only(pico: Build, ids: torch.Tensor) -> None:
     model = pico("llama", depth=3)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    adapted = stage.choose_trainable(model, READJUST, trunk_depth=2, seed=0)
+    adapted = stage.choose_trainable(model, READJUST, depth_below=2, seed=0)
     assert adapted is not None
     shake(model)
     stage.merge_lora(adapted, ids)
@@ -295,7 +336,7 @@ def test_a_certificate_as_plain_data() -> None:
 
 def test_a_certificates_loss_is_the_models(pico: Build, ids: torch.Tensor) -> None:
     model = pico("llama")
-    adapted = stage.choose_trainable(model, READJUST, trunk_depth=1, seed=0)
+    adapted = stage.choose_trainable(model, READJUST, depth_below=1, seed=0)
     assert adapted is not None
     expected = model(input_ids=ids, labels=ids).loss.item()
     assert stage.merge_lora(adapted, ids).loss_before == pytest.approx(expected, abs=1e-6)
@@ -303,7 +344,7 @@ def test_a_certificates_loss_is_the_models(pico: Build, ids: torch.Tensor) -> No
 
 def test_adapters_that_broke_are_not_merged(pico: Build, ids: torch.Tensor) -> None:
     model = pico("llama")
-    adapted = stage.choose_trainable(model, READJUST, trunk_depth=1, seed=0)
+    adapted = stage.choose_trainable(model, READJUST, depth_below=1, seed=0)
     assert adapted is not None
     model.get_parameter(llama_adapters(0)[1]).data.fill_(torch.nan)
     with pytest.raises(ValueError, match="NaN"):
@@ -313,7 +354,7 @@ def test_adapters_that_broke_are_not_merged(pico: Build, ids: torch.Tensor) -> N
 def test_adapters_depend_on_the_seed_alone(pico: Build) -> None:
     def adapter(seed: int) -> torch.Tensor:
         model = pico("llama")
-        stage.choose_trainable(model, READJUST, trunk_depth=1, seed=seed)
+        stage.choose_trainable(model, READJUST, depth_below=1, seed=seed)
         return model.get_parameter(llama_adapters(0)[0])
 
     assert torch.equal(adapter(1), adapter(1))
@@ -323,10 +364,10 @@ def test_adapters_depend_on_the_seed_alone(pico: Build) -> None:
 def test_ledger_names_lose_what_adapters_add(pico: Build) -> None:
     model = pico("llama", depth=3)
     plain = ledger.frozen_hashes(model)
-    stage.choose_trainable(model, GROW, trunk_depth=2, seed=0)
+    stage.choose_trainable(model, GROW, depth_below=2, seed=0)
     expected = ledger.frozen_hashes(model)
     assert expected != plain
-    stage.choose_trainable(model, READJUST, trunk_depth=2, seed=0)
+    stage.choose_trainable(model, READJUST, depth_below=2, seed=0)
     assert stage.plain_names(ledger.frozen_hashes(model)) == expected
 
 

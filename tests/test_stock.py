@@ -195,7 +195,7 @@ def test_views_share_every_weight(pico: Build, ids: torch.Tensor) -> None:
 def test_new_blocks_are_of_the_models_own_kind(family: str, pico: Build, ids: torch.Tensor) -> None:
     model = pico(family)
     old = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    new = stock.append_blocks(model, 2)
+    new = stock.add_blocks(model, 2)
     grown = pico(family, depth=4)
     assert model.config.num_hidden_layers == 4
     assert new == list(stock.find_parts(model).blocks)[2:]
@@ -213,7 +213,7 @@ def test_new_blocks_are_of_the_models_own_kind(family: str, pico: Build, ids: to
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 def test_new_blocks_keep_a_key_value_cache_of_their_own(family: str, pico: Build) -> None:
     model = pico(family)
-    stock.append_blocks(model, 2)
+    stock.add_blocks(model, 2)
     prompt = torch.arange(6)[None]
     options = {"max_new_tokens": 6, "do_sample": False}
     cached = model.generate(prompt, use_cache=True, **options)
@@ -234,13 +234,28 @@ def test_kinds_of_new_blocks_are_those_of_the_last(
     family: str, count: int, kinds: str, pico: Build
 ) -> None:
     model = pico(family)
-    stock.append_blocks(model, count)
+    stock.add_blocks(model, count)
     assert "".join(kind[0] for kind in model.config.layer_types) == kinds
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "qwen3_sliding"])
+def test_blocks_go_under_the_last_ones(family: str, pico: Build, ids: torch.Tensor) -> None:
+    model = pico(family, depth=3)
+    first, second, third = stock.find_parts(model).blocks
+    (new,) = stock.add_blocks(model, 1, under=2)
+    assert list(stock.find_parts(model).blocks) == [first, new, second, third]
+    rebuilt = stock.build(model.config)
+    rebuilt.load_state_dict(model.state_dict())
+    assert torch.equal(logits(rebuilt.eval(), ids), logits(model, ids))
+    prompt = torch.arange(6)[None]
+    cached = model.generate(prompt, use_cache=True, max_new_tokens=6, do_sample=False)
+    plain = model.generate(prompt, use_cache=False, max_new_tokens=6, do_sample=False)
+    assert torch.equal(cached, plain)
 
 
 def test_a_new_block_has_the_models_dtype(pico: Build) -> None:
     model = pico("llama").to(torch.bfloat16)
-    (block,) = stock.append_blocks(model, 1)
+    (block,) = stock.add_blocks(model, 1)
     assert {p.dtype for p in block.parameters()} == {torch.bfloat16}
 
 
@@ -257,7 +272,7 @@ def test_zeroed_blocks_are_the_identity_and_can_learn(
     family: str, pico: Build, ids: torch.Tensor
 ) -> None:
     model = pico(family)
-    blocks = stock.append_blocks(model, 1)
+    blocks = stock.add_blocks(model, 1)
     stock.zero_outputs(model, blocks)
     zeroed = [n for n, p in blocks[0].named_parameters() if p.ndim > 1 and not p.any()]
     assert len(zeroed) == 2, "one for attention, one for the MLP"

@@ -212,7 +212,7 @@ def test_more_blocks_on_top_leave_the_fingerprint(pico: Build) -> None:
     for family in ("llama", "qwen3_sliding"):
         model = pico(family, depth=3)
         first = identified(model)
-        stock.append_blocks(model, 2)
+        stock.add_blocks(model, 2)
         assert identified(model) == first, family
 
 

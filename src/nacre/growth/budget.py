@@ -96,26 +96,32 @@ def _stage_cost(
     width, vocabulary = config.hidden_size, config.vocab_size
     mlp = getattr(config, "intermediate_size", None) or 4 * width
     added = sum(earlier.add_blocks for earlier in plan.stages[:index])
-    trunk = start + added
-    depth = trunk + stage.add_blocks
-    trunk_weights = (counts.blocks if start else 0) + added * counts.block
-    new_weights = stage.add_blocks * counts.block
+    below = start + added
+    depth = below + stage.add_blocks
+    weights_below = (counts.blocks if start else 0) + added * counts.block
+    block = weights_below / max(below, 1)  # of those below, in the mean
+    trunk = stage.trunk_depth(below)
+    trained_below = {*stage.reopened, *range(below - stage.under, below)} & {*range(below)}
+    again = below if stage.train == "all" else len(trained_below)
+    trained = stage.add_blocks * counts.block + round(again * block)
+    passed = below - trunk - again  # frozen, but gradients pass through them
     outer = counts.norm + counts.head
     stored = counts.embedding
     substrate = substrate_parameters(plan, vocabulary, width) if not start else stored
 
+    trunk_weights = round(trunk * block)
     cached = uses_cache(plan, index) and trunk > 0
     lora = 0
     if stage.lora is not None:
         adapters = (counts.adapters if start else 0) + added * counts.adapter
-        lora = stage.lora.rank * adapters
-    active = new_weights + outer + lora
+        lora = stage.lora.rank * round(adapters * trunk / max(below, 1))
+    active = trained + outer + lora
     if plan.substrate.kind == "trained" and index == 0 and not start:
         active += substrate
-    total = trunk_weights + new_weights + outer + counts.rest
+    total = weights_below + stage.add_blocks * counts.block + outer + counts.rest
 
     micro = training.micro_batch_tokens or training.batch_tokens
-    kept_blocks = stage.add_blocks + (trunk if lora else 0)
+    kept_blocks = depth if lora else depth - trunk
     per_block = KEPT_WIDTHS * width + KEPT_MLP * mlp
     kept = kept_blocks * per_block
     if training.gradient_checkpointing:  # one input a block, and one block in full at a time
@@ -126,14 +132,15 @@ def _stage_cost(
     floats += micro * kept + min(micro, LOGIT_TOKENS) * LOGIT_COPIES * vocabulary
 
     attention = 4 * plan.model.context * width
-    flops = 3 * (2 * new_weights + stage.add_blocks * attention + 2 * counts.head)
+    flops = 3 * (2 * (trained + counts.head) + (depth - trunk) * attention)
+    flops += 2 * (2 * passed * block)  # backward for their inputs, not for their weights
     flops += (2 * trunk_weights / max(trunk, 1) + attention) * _trunk_blocks_run(plan, index, trunk)
     if lora:
         # Backward: the trunk's activations (in attention twice the forward), and adapters, but not
         # the trunk's weights.
         flops += 2 * trunk_weights + 2 * trunk * attention + 6 * lora
 
-    written = total if lora or index == 0 else new_weights + outer
+    written = total if lora or index == 0 or trunk < below else trained + outer
     if index == 0:
         written += stored
     return StageCost(
@@ -163,7 +170,8 @@ def _trunk_blocks_run(plan: Plan, index: int, trunk: int) -> int:
     if before is None or plan.data.order == "continue" or before.add_blocks == trunk:
         return trunk
     same_text = before.sources == plan.stages[index].sources
-    chained = uses_cache(plan, index) and uses_cache(plan, index - 1) and same_text
+    plain = all(stage.train == "crown" and not stage.under for stage in plan.stages[: index + 1])
+    chained = plain and uses_cache(plan, index) and uses_cache(plan, index - 1) and same_text
     return before.add_blocks if chained else trunk
 
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from decimal import Decimal
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     BaseModel,
@@ -47,6 +47,19 @@ def _count(value: object) -> object:
     if number != number.to_integral_value():
         raise ValueError("expected a whole number")
     return int(number)
+
+
+def _trained(value: object) -> object:
+    """Read what a stage trains: `crown`, `all`, or blocks as `{blocks: 0-2}`, kept as `0-2`."""
+    if isinstance(value, Mapping):
+        named = cast("Mapping[str, object]", value)
+        value = named["blocks"] if list(named) == ["blocks"] else dict(named)
+    span = re.fullmatch(r"([0-9]{1,6})(?:-([0-9]{1,6}))?", str(value))
+    if span is not None and int(span[1]) <= int(span[2] or span[1]):
+        return str(value)
+    if value not in ("crown", "all"):
+        raise ValueError("expected crown, all, or blocks from the lowest up such as {blocks: 0-2}")
+    return value
 
 
 Count = Annotated[int, BeforeValidator(_count), Field(gt=0, le=LARGEST_COUNT)]
@@ -167,11 +180,22 @@ class Lora(Section):
 
 
 class Stage(Section):
-    """One growth step: add blocks (or none), train the crown (and LoRA over the trunk), freeze."""
+    """One growth step: add blocks (or none), train the crown (and LoRA over the trunk), freeze.
+
+    `train` re-opens blocks besides the crown for this stage: some of the trunk while the others
+    stay frozen (block-coordinate training, as BAdam, Luo et al. 2024), or all of it. `under` puts
+    new blocks under the last ones, which go on training (a global head, as SegProp).
+    """
 
     add_blocks: NonNegativeInt = 0
+    under: NonNegativeInt = Field(
+        default=0, description="how many of the last blocks stay above the new ones and train on"
+    )
     tokens: Count
     init: Literal["random", "copy", "zero"] = "random"
+    train: Annotated[str, BeforeValidator(_trained)] = Field(
+        default="crown", description="crown, all, or {blocks: 0-2}: what of the trunk trains too"
+    )
     lora: Lora | None = None
     lr: PositiveFloat | None = None
     sources: tuple[str, ...] | None = Field(default=None, min_length=1)
@@ -179,6 +203,23 @@ class Stage(Section):
     patience: PositiveInt | None = Field(
         default=None, description="end the stage after this many evaluations without improvement"
     )
+
+    @property
+    def reopened(self) -> range:
+        """The blocks of the trunk, from 0, that `train` names."""
+        if not self.train[0].isdecimal():
+            return range(0)
+        first, _, last = self.train.partition("-")
+        return range(int(first), int(last or first) + 1)
+
+    def trunk_depth(self, depth: int) -> int:
+        """Return how many of the `depth` blocks below form the stage's trunk.
+
+        Those are the blocks under the lowest that trains: no gradient reaches them.
+        """
+        if self.train == "all":
+            return 0
+        return max(0, min(depth - self.under, self.reopened.start if self.reopened else depth))
 
 
 class Plan(Section):
@@ -276,18 +317,49 @@ def problems(plan: Plan) -> list[Problem]:
             message = "adds no blocks, but there is no trunk yet"
             fix = "the first stage must add blocks"
             found.append(Problem(field, message, fix, involves=(*below, "from")))
-        elif stage.add_blocks == 0 and stage.lora is None:
-            fix = "set add_blocks, or lora: {rank: 16} to readjust the trunk"
+        elif stage.add_blocks == 0 and stage.lora is None and stage.train == "crown":
+            fix = "set add_blocks, or lora: {rank: 16} or train: all to readjust the trunk"
             found.append(Problem(field, "adds no blocks and has no lora", fix))
-        if stage.trunk == "cache" and stage.lora is not None:
-            message = "cache, but the adapters of lora change the trunk, so it has to run"
-            found.append(Problem(f"{field}.trunk", message, "leave trunk or lora out"))
+        known = plan.start_from is None
+        depth = sum(earlier.add_blocks for earlier in plan.stages[:index])
+        found += _reopening_problems(stage, field, depth if known else None, below)
         batch = plan.training.batch_tokens
         if stage.tokens < batch:
             message = f"{stage.tokens} is less than one batch of {batch}"
             fix = "raise tokens or lower training.batch_tokens"
             involves = ("training.batch_tokens",)
             found.append(Problem(f"{field}.tokens", message, fix, involves=involves))
+    return found
+
+
+def _reopening_problems(
+    stage: Stage, field: str, depth: int | None, below: tuple[str, ...]
+) -> list[Problem]:
+    """Return what is wrong with `train`, `under`, `lora` and `trunk` of a stage on `depth` blocks.
+
+    The depth is None where it is not known before a checkpoint is read.
+    """
+    found: list[Problem] = []
+    if stage.under and not stage.add_blocks:
+        fix = "set add_blocks, or re-open the last blocks with train: {blocks: ...}"
+        found.append(Problem(f"{field}.under", "there are no new blocks to go under any", fix))
+    elif depth is not None and stage.under > depth:
+        message = f"{stage.under}, but there are {depth} blocks below"
+        found.append(Problem(f"{field}.under", message, f"at most {depth}", involves=below))
+    if depth is not None and depth > 0 and stage.reopened and stage.reopened[-1] >= depth:
+        message = f"blocks {stage.train}, but those below are 0 to {depth - 1}"
+        fix = "new blocks train anyway"
+        found.append(Problem(f"{field}.train", message, fix, involves=below))
+    if stage.lora is not None and stage.train != "crown":
+        message = f"{stage.train}, but lora adapts blocks that stay frozen"
+        found.append(Problem(f"{field}.train", message, "leave train or lora out"))
+    if stage.trunk == "cache" and stage.lora is not None:
+        message = "cache, but the adapters of lora change the trunk, so it has to run"
+        found.append(Problem(f"{field}.trunk", message, "leave trunk or lora out"))
+    elif stage.trunk == "cache" and depth and not stage.trunk_depth(depth):
+        message = "cache, but no block stays frozen under those that train"
+        fix = "leave trunk out"
+        found.append(Problem(f"{field}.trunk", message, fix, involves=below))
     return found
 
 
@@ -364,6 +436,8 @@ def warnings(plan: Plan) -> list[str]:
             found.append(f"{field}.lora has no effect: there is no trunk to adapt yet")
         if stage.init == "copy" and not trunk:
             found.append(f"{field}.init: copy has no effect: there is no block to copy yet")
+        if stage.train != "crown" and not trunk:
+            found.append(f"{field}.train has no effect: there is no trunk to re-open yet")
         if stage.trunk is not None and not trunk:
             found.append(f"{field}.trunk has no effect: there is no trunk yet")
         if stage.init != "random" and stage.add_blocks == 0:

@@ -7,7 +7,7 @@ Each verb changes a stock decoder in place. What may train afterwards is exactly
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -25,22 +25,29 @@ from nacre.models import stock
 
 
 def add_blocks(
-    model: PreTrainedModel, count: int, init: Literal["random", "copy", "zero"], seed: int
+    model: PreTrainedModel,
+    count: int,
+    init: Literal["random", "copy", "zero"],
+    seed: int,
+    under: int = 0,
 ) -> None:
-    """Append `count` blocks to the model.
+    """Add `count` blocks to the model: on top, or under its last `under` blocks.
 
-    `random` draws them from `seed` (arXiv 2507.07129). `copy` copies the last `count` blocks, over
-    and over if there are fewer (G_stack, Du et al. 2024). `zero` copies them too and zeroes their
-    output projections, so that the logits do not change (LLaMA Pro, Wu et al. 2024). Raises
-    `ConfigError` for a model whose blocks do not become the identity that way.
+    `random` draws them from `seed` (arXiv 2507.07129). `copy` copies the `count` blocks just
+    below, over and over if there are fewer (G_stack, Du et al. 2024). `zero` copies them too and
+    zeroes their output projections, so that the logits do not change (LLaMA Pro, Wu et al. 2024).
+    Raises `ConfigError` for a model whose blocks do not become the identity that way, or that has
+    fewer than `under`.
     """
     old = list(stock.find_parts(model).blocks)
+    if under > len(old):
+        raise ConfigError(_too_many("under", under, len(old)))
     before_BTV = _probe(model) if init == "zero" else None
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        new = stock.append_blocks(model, count)
+        new = stock.add_blocks(model, count, under)
     if init != "random" and old:
-        sources = old[-count:]
+        sources = (old[: len(old) - under] or old)[-count:]
         for index, block in enumerate(new):
             stock.copy_weights(sources[index % len(sources)], block)
     if before_BTV is not None:
@@ -63,11 +70,21 @@ def _probe(model: PreTrainedModel) -> torch.Tensor:
         model.train(training)
 
 
-def freeze_below(model: PreTrainedModel, depth: int, *, embedding: bool = True) -> None:
-    """Freeze all but the blocks from `depth` on, norm, head and, if not `embedding`, that too."""
+def freeze_below(
+    model: PreTrainedModel,
+    depth: int,
+    *,
+    embedding: bool = True,
+    reopened: Collection[int] = (),
+) -> None:
+    """Freeze everything but the blocks from `depth` on, the `reopened`, norm and head.
+
+    Without `embedding` that trains too.
+    """
     parts = stock.find_parts(model)
     model.requires_grad_(False)
     trained = [*parts.blocks[depth:], parts.head, parts.norm]
+    trained += [parts.blocks[index] for index in reopened]
     if not embedding:
         trained.append(parts.embedding)
     for module in trained:
@@ -156,19 +173,28 @@ def choose_trainable(
     model: PreTrainedModel,
     stage: Stage,
     *,
-    trunk_depth: int,
+    depth_below: int,
     seed: int,
     train_embedding: bool = False,
 ) -> PeftModel | None:
-    """Decide what trains in a stage whose trunk is the first `trunk_depth` blocks.
+    """Decide what trains in a stage that found `depth_below` blocks; it has added its own.
 
     Returns the LoRA wrapper, if the stage has one. `train_embedding` is for the `trained` substrate
-    in its first stage.
+    in its first stage. Raises `ConfigError` for a stage that re-opens blocks that are not there.
     """
-    freeze_below(model, trunk_depth, embedding=not train_embedding)
-    if stage.lora is None or trunk_depth == 0:
+    lowest = 0 if stage.train == "all" else depth_below - stage.under
+    reopened = stage.reopened if depth_below else range(0)
+    if reopened and reopened[-1] >= depth_below:
+        raise ConfigError(_too_many("train", f"blocks {stage.train}", depth_below))
+    freeze_below(model, lowest, embedding=not train_embedding, reopened=reopened)
+    if stage.lora is None or lowest == 0:
         return None
-    return attach_lora(model, trunk_depth, stage.lora, seed)
+    return attach_lora(model, lowest, stage.lora, seed)
+
+
+def _too_many(field: str, value: object, depth: int) -> Problem:
+    message = f"{value}, but there are {depth} blocks below"
+    return Problem(f"stages: {field}", message, "they are numbered from 0")
 
 
 def trainable_names(model: nn.Module) -> list[str]:

@@ -223,11 +223,12 @@ def untie(model: PreTrainedModel) -> None:
     model.all_tied_weights_keys = {}
 
 
-def append_blocks(model: PreTrainedModel, count: int) -> list[nn.Module]:
-    """Append `count` freshly initialised blocks of the model's own class; return them.
+def add_blocks(model: PreTrainedModel, count: int, under: int = 0) -> list[nn.Module]:
+    """Add `count` freshly initialised blocks of the model's own class; return them.
 
-    Where blocks are of several kinds (`PER_BLOCK` lists in the config), the new ones are of the
-    kinds of the last `count`, in their order, over and over if there are fewer.
+    They go on top, or under the last `under` blocks. Where blocks are of several kinds (`PER_BLOCK`
+    lists in the config), the new ones are of the kinds of the last `count`, in their order, over
+    and over if there are fewer.
     """
     parts = find_parts(model)
     config = model.config.get_text_config()
@@ -246,7 +247,25 @@ def append_blocks(model: PreTrainedModel, count: int) -> list[nn.Module]:
         block.train(model.training)
         parts.blocks.append(block)
         new.append(block)
+    if under:
+        _lift(model, parts.blocks, depth - under, depth)
     return new
+
+
+def _lift(model: PreTrainedModel, blocks: nn.ModuleList, start: int, stop: int) -> None:
+    """Move blocks `start` to `stop` to the top, with their entries in the configuration."""
+    config = model.config.get_text_config()
+    order = [*range(start), *range(stop, len(blocks)), *range(start, stop)]
+    for name in PER_BLOCK:
+        kinds = getattr(config, name, None)
+        if kinds and not isinstance(getattr(type(config), name, None), property):
+            setattr(config, name, [kinds[index] for index in order])
+    moved = [blocks[index] for index in order]
+    for index, block in enumerate(moved):
+        blocks[index] = block
+        for module in block.modules():
+            if hasattr(module, "layer_idx"):
+                setattr(module, "layer_idx", index)  # noqa: B010  (typed as a submodule)
 
 
 def copy_weights(source: nn.Module, target: nn.Module) -> None:

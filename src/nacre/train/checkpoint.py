@@ -122,18 +122,21 @@ def save_weights(
 ) -> list[str]:
     """Write the model's shards, index and config into a folder; return the shards that were linked.
 
-    A shard whose tensors are all in `unchanged` is linked from the `previous` stage.
+    A shard whose tensors are all in `unchanged` is linked from the `previous` stage, if that has
+    the same ones in it.
     """
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     shards = shard_of(model, growth)
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     linked: list[str] = []
+    below = _tensors_by_shard(previous) if previous is not None else {}
     for shard in dict.fromkeys(shards.values()):
         names = [name for name, owner in shards.items() if owner == shard]
         if (
             previous is not None
             and set(unchanged).issuperset(names)
+            and below.get(shard) == set(names)
             and (previous / shard).exists()
         ):
             link(previous / shard, folder / shard)
@@ -147,6 +150,15 @@ def save_weights(
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
     return linked
+
+
+def _tensors_by_shard(folder: Path) -> dict[str, set[str]]:
+    """Return which tensors the shards of a stage hold, by its index; nothing without one."""
+    found: dict[str, set[str]] = {}
+    if (folder / INDEX).exists():
+        for name, shard in read_json(folder / INDEX)["weight_map"].items():
+            found.setdefault(shard, set()).add(name)
+    return found
 
 
 def _stored_size(tensor: torch.Tensor) -> int:

@@ -129,7 +129,7 @@ class StageTrunk:
         trunk.reduce_precision(self.model, self.depth, self.dtype)
         self.model.to(self.accelerator.device)  # pyright: ignore[reportArgumentType]
         if self.depth == 0:
-            return self._recomputed({"mode": "recompute", "reason": "there is no trunk yet"})
+            return self._recomputed({"mode": "recompute", "reason": "no block is frozen below"})
         quantized = self.plan.trunk.weights != "auto"
         plain = self.loss_below(self._run_held_out()) if quantized else None
         trunk.reduce_precision(self.model, self.depth, self.dtype, self.plan.trunk.weights)
@@ -240,16 +240,21 @@ class StageTrunk:
         stored, depth = below.depth if below else 0, self.depth
         if below:
             below.close()
+        added = self.plan.stages[self.index].add_blocks
+        blocks = len(stock.find_parts(self.model).blocks) - added
         readers: list[Reader] = []
         for number, windows in self._ahead():
-            if self._asked_by(number) == "recompute" or not held[windows].all():
+            this = plan.stages[number]
+            moves_trunk = number > self.index and this.trunk_depth(blocks) < blocks
+            if self._asked_by(number) == "recompute" or moves_trunk or not held[windows].all():
                 break
             steps = stage_steps(plan, number)
             evaluations = 2 + (steps - 1) // plan.training.evaluate_every
             passes = steps * loader.batch_size + evaluations * held_out
             records = len(windows) + held_out
             readers.append(Reader(depth, passes, records, cached_below=stored))
-            stored, depth = depth, depth + plan.stages[number].add_blocks
+            blocks += this.add_blocks
+            stored, depth = depth, blocks
         return readers
 
     def _sources(self) -> tuple[str, ...]:

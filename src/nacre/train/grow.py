@@ -133,12 +133,13 @@ def run_stage(
     seed = (plan.seed + 1_000_003 * number) % 2**32
     set_seed(seed)
     with growable(plan):
-        model, trunk_depth = start_model(plan, this, parts, below, seed)
+        model, depth_below = start_model(plan, this, parts, below, seed)
+        trunk_depth = this.trunk_depth(depth_below)
         exact = stock.splits_exactly(model, trunk_depth)
     substrate = parts.substrate
     embedding_trains = below is None and substrate is not None and substrate.trainable
     adapted = stage.choose_trainable(
-        model, this, trunk_depth=trunk_depth, seed=seed, train_embedding=embedding_trains
+        model, this, depth_below=depth_below, seed=seed, train_embedding=embedding_trains
     )
     frozen = ledger.frozen_hashes(model)
     check_inherited(frozen, below)
@@ -228,14 +229,14 @@ def import_base(source: str | Path, target: Path) -> Path:
 def start_model(
     plan: Plan, this: Stage, parts: Parts, below: Below | None, seed: int
 ) -> tuple[PreTrainedModel, int]:
-    """Return the model with this stage's blocks on top, and the depth of the trunk under them."""
+    """Return the model with this stage's blocks added, and how many blocks it had before."""
     if below is not None:
         model = checkpoint.load_model(below.path)
         stock.untie(model)
-        trunk_depth = len(stock.find_parts(model).blocks)
+        depth_below = len(stock.find_parts(model).blocks)
         if this.add_blocks:
-            stage.add_blocks(model, this.add_blocks, this.init, seed)
-        return model, trunk_depth
+            stage.add_blocks(model, this.add_blocks, this.init, seed, this.under)
+        return model, depth_below
     assert parts.substrate is not None
     tokenizer = parts.tokenizer
     shape = budget.model_config(plan, len(tokenizer), this.add_blocks)
@@ -349,7 +350,7 @@ def stage_record(
     found = stock.find_parts(run.model)
     growth: list[list[int]] = below.record["growth"] if below else []
     if this.add_blocks:
-        growth = [*growth, [max((step for step, _ in growth), default=0) + 1, this.add_blocks]]
+        growth = growth_with(growth, this.add_blocks, this.under)
     base = checkpoint.load_config(checkpoint.newest(plan.start_from)) if plan.start_from else None
     cost = budget.estimate(plan, len(parts.tokenizer), base)[number - 1]
     return {
@@ -364,6 +365,8 @@ def stage_record(
         "flops": cost.flops_per_token * progress.tokens,
         "trunk_mode": run.trunk_mode,
         "init": this.init if this.add_blocks else None,
+        "train": this.train if below else "crown",
+        "under": this.under,
         "validation": evaluate(run),
         "growth": growth,
         "cursor": progress.cursor,
@@ -373,6 +376,20 @@ def stage_record(
         "tokenizer": parts.fingerprints["tokenizer"],
         "corpus": run.store.fingerprint,
     }
+
+
+def growth_with(growth: Sequence[Sequence[int]], count: int, under: int) -> list[list[int]]:
+    """Return the growth steps, as (step, blocks), after one of `count` blocks under the last ones.
+
+    The `under` blocks above the new ones, which train with them, belong to the new step from then.
+    """
+    left, kept = under, list[list[int]]()
+    for step, blocks in reversed(growth):
+        taken = min(left, blocks)
+        left -= taken
+        if blocks > taken:
+            kept.insert(0, [step, blocks - taken])
+    return [*kept, [max((step for step, _ in growth), default=0) + 1, count + under]]
 
 
 def save_stage(
