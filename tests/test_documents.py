@@ -104,6 +104,8 @@ def test_evaluation_commands_and_python_run(
         (tmp_path / name).write_text(
             "It was the best of times, it was the worst of times.\n" * times
         )
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "anatomy_test.csv").write_text("Where is it?,here,there,in,out,A\n" * 4)
     monkeypatch.chdir(tmp_path)
     nacre.grow(plans.load("tiny", [*SMALL, "model.context=128", "data.sources=[novels/]"]),
                "runs/novels")  # fmt: skip

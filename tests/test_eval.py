@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
@@ -17,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import Build, Command
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel
 
 import nacre
@@ -73,8 +74,7 @@ def test_a_run_means_every_stage(mine: Path, texts: Path) -> None:
     for folder in folders:
         own = [record for record in found if record["checkpoint"] == folder]
         assert [(r["task"], r["subset"], r["metric"]) for r in own] == scores
-        fingerprint = checkpoint.read_record(Path(folder))["fingerprint"]
-        assert {record["fingerprint"] for record in own} == {fingerprint}
+        assert {record["fingerprint"] for record in own} == {results.fingerprint(Path(folder))}
     assert results.read(mine / "evaluations.jsonl") == found
     assert evaluate([mine / "stages" / "03", mine], ["copy"], limit=100)[0] == found[-2]
 
@@ -151,12 +151,6 @@ def test_the_context_is_the_models_up_to_2048(texts: Path, pico: Build) -> None:
 
 def test_bits_per_byte_are_those_of_lm_eval(tmp_path: Path) -> None:
     """The rolling log-likelihood of a stock model on texts that fit its window."""
-    if importlib.util.find_spec("lm_eval") is None:
-        pytest.skip("lm-eval is not installed (pip install lm-eval)")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from lm_eval.api.instance import Instance
-        from lm_eval.models.huggingface import HFLM
     generator = np.random.default_rng(0)
     words = " ".join(TEXTS.values()).split()
     texts = [" ".join(generator.choice(words, size)) for size in (3, 20, 50)]
@@ -173,7 +167,7 @@ def test_bits_per_byte_are_those_of_lm_eval(tmp_path: Path) -> None:
         path.write_text(text, encoding="utf-8")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        peer = HFLM(pretrained=model.eval(), tokenizer=tokenizer, batch_size=2)
+        peer: Any = HFLM(pretrained=model.eval(), tokenizer=tokenizer, batch_size=2)
         requests = [
             Instance("loglikelihood_rolling", {}, (text,), number)  # pyright: ignore
             for number, text in enumerate(texts)
@@ -248,6 +242,8 @@ class Watch(Observer):
     def note(self, text: str) -> None:
         self.notes.append(text)
 
+    warn = note
+
     def phase(self, title: str, total: int | None = None) -> None:
         self.phases.append([title, total, 0])
 
@@ -288,7 +284,78 @@ def test_families_and_names_and_what_is_the_default(texts: Path) -> None:
     assert named() == named("probes") == every
     assert named(data=texts) == ["lm"]
     assert named("copy, lm", "probes", "copy", data=texts)[:3] == ["copy", "lm", "induction"]
-    assert list(FAMILIES) == ["lm", "probes"]
+    assert list(FAMILIES) == ["lm", "probes", "benchmarks"]
+
+
+def test_benchmarks_of_a_folder_are_tasks(mine: Path, texts: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bench"
+    (folder / "blimp").mkdir(parents=True)
+    pairs = [{"sentence_good": f"It was {w}.", "sentence_bad": f"{w} was It."} for w in "abcd"]
+    (folder / "blimp" / "order.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    rows = [f"What is {word}?,a,b,c,d,{word.upper()}" for word in "abcd"]
+    (folder / "anatomy_test.csv").write_text("\n".join(rows))
+
+    def named(*asked: str, **options: Any) -> list[str]:
+        return [task.name for task in tasks.prepare(asked, Options(data_dir=folder, **options))]
+
+    assert named() == named("benchmarks") == ["blimp", "mmlu"]
+    assert named(data=texts) == ["lm", "blimp", "mmlu"]
+    assert named("mmlu,copy") == ["mmlu", "copy"]
+    watch, stage = Watch(), mine / "stages" / "02"
+    found = evaluate([stage], ["blimp", "mmlu"], data_dir=folder, limit=3, observer=watch)
+    assert watch.phases == [[f"{stage}: blimp", 3, 3], [f"{stage}: mmlu", 3, 3]]
+    assert watch.notes == [
+        f"{stage}: 12 of 12 requests of mmlu are longer than the context of 32 tokens: their "
+        "beginning was cut off"
+    ]
+    parts = [(r["task"], r["subset"], r["metric"], r["n"], r["chance"]) for r in found]
+    assert parts == [
+        ("blimp", "", "acc", 3, 0.5), ("blimp", "order", "acc", 3, 0.5),
+        ("mmlu", "", "acc", 3, 0.25), ("mmlu", "anatomy", "acc", 3, 0.25),
+    ]  # fmt: skip
+    for record in found:
+        low, high = record["interval"]
+        assert low <= record["value"] <= high
+        assert record["corrected"] == pytest.approx(
+            (record["value"] - record["chance"]) / (1 - record["chance"])
+        )
+        assert record["settings"].keys() == {"questions", "limit"}
+    spoil(mine)
+    assert evaluate([stage], ["mmlu"], data_dir=folder, limit=3) == found[2:]
+    for change in ({"limit": 2}, {"limit": 3}):
+        with pytest.raises(CheckpointError, match="cannot be loaded"):
+            evaluate([stage], ["mmlu"], data_dir=folder, **change)
+        (folder / "anatomy_test.csv").write_text("\n".join(reversed(rows)))
+
+
+def test_benchmarks_that_cannot_be_scored(mine: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bench" / "anatomy_test.csv"
+    path.parent.mkdir()
+    path.write_text("What?,a,b,c,d,A\nWho?,a\n")
+    spoil(mine)  # nothing is loaded
+
+    def wrong(*asked: str, **options: Any) -> str:
+        return refused(NacreError, [mine], asked, **options)
+
+    assert wrong("benchmarks") == (
+        "--tasks benchmarks: needs files of questions (name their folder with --data-dir)"
+    )
+    assert wrong("copy", data_dir=path.parent) == (
+        "--data-dir: no task of copy reads it (add benchmarks to --tasks)"
+    )
+    assert wrong("arc_easy", "mmlu", data_dir=path.parent) == (
+        f"--tasks: {path.parent} holds no arc_easy (leave --data-dir out to fetch what lm-eval "
+        "knows)"
+    )
+    assert wrong(data_dir=path.parent).startswith(f"{path}, line 2: it has 2 fields; ")
+    assert wrong(data_dir=path).startswith(f"{path}: is no folder; ")
+    path.write_text("What?,a,b,c,d,A\n")
+    words = json.dumps({"text": f"It was {'the-best-of-times-' * 20}"})
+    (path.parent / "lambada_test.jsonl").write_text(words)
+    stage = mine / "stages" / "01"
+    assert wrong(data_dir=path.parent).startswith(
+        f"{stage}: lambada_openai: an answer in {path.parent / 'lambada_test.jsonl'}, line 1 is "
+    )
 
 
 def refused(error: type[NacreError], *arguments: Any, **options: Any) -> str:
@@ -302,7 +369,6 @@ def test_tasks_and_options_that_do_not_exist_or_fit(mine: Path, texts: Path) -> 
         return refused(ConfigError, [mine], asked, **options)
 
     assert wrong("khop2") == "--tasks: there is no task 'khop2' (did you mean 'khop-2'?)"
-    assert wrong("mmlu").startswith("--tasks: there is no task 'mmlu' (there are: lm, probes, copy")
     assert wrong("lm") == "--tasks lm: needs texts (name their folder with --data)"
     assert wrong("copy", data=texts, stride=3) == (
         "2 problems\n"

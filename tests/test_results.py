@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,30 @@ def test_a_record_says_what_was_scored_on_what_by_which_version() -> None:
     assert found == {
         "checkpoint": "ckpt", **IDENTITY, "metric": "accuracy", "subset": "", "value": 0.5, "n": 10,
         "interval": [0.4, 0.6], "chance": 0.1, "corrected": pytest.approx(0.4 / 0.9),
-        "nacre": nacre.__version__,
+        "nacre": nacre.__version__, "commit": results.commit(),
     }  # fmt: skip
+
+
+def test_the_commit_is_that_of_the_sources_checkout(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        command = ["git", "-C", str(tmp_path), *who, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    source = tmp_path / "nacre" / "results.py"
+    source.parent.mkdir()
+    for path in (source, tmp_path / "mine.txt"):
+        path.write_text("x")
+    assert results.commit(source) is None
+    git("init", "-q")
+    git("add", "mine.txt")
+    git("commit", "-q", "-m", "mine")
+    assert results.commit(source) is None, "what lies untracked in another's checkout"
+    git("add", "nacre")
+    git("commit", "-q", "-m", "nacre")
+    assert results.commit(source) == git("rev-parse", "HEAD")
+    source.write_text("y")
+    assert results.commit(source) == git("rev-parse", "HEAD") + "-dirty"
 
 
 def test_records_are_appended_and_read(tmp_path: Path) -> None:
@@ -50,6 +73,13 @@ def test_records_are_appended_and_read(tmp_path: Path) -> None:
     assert results.read(path) == [one, other, one]
     assert len(path.read_text(encoding="utf-8").splitlines()) == 3
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_records_from_before_there_was_a_commit_are_read(tmp_path: Path) -> None:
+    path, old = tmp_path / "evaluations.jsonl", record()
+    del old["commit"]
+    results.append(path, [old])
+    assert results.read(path) == [old | {"commit": None}]
 
 
 def test_a_line_without_its_end_is_not_joined_to_the_next(tmp_path: Path) -> None:
@@ -117,11 +147,27 @@ def test_results_are_the_runs_or_stand_beside_the_checkpoint(tmp_path: Path, run
 # --- fingerprints ---
 
 
-def test_a_stages_fingerprint_is_the_one_in_its_record(run: Path) -> None:
+def test_a_stages_fingerprint_is_that_of_its_tensors_and_configuration(
+    run: Path, tmp_path: Path
+) -> None:
     stages = checkpoint.stages(run)
-    found = [results.fingerprint(stage) for stage in stages]
-    assert found == [checkpoint.read_record(stage)["fingerprint"] for stage in stages]
-    assert len(set(found)) == 3
+    assert len({results.fingerprint(stage) for stage in stages}) == 3
+    copy = shutil.copytree(stages[0], tmp_path / "copy")
+    first = results.fingerprint(stages[0])
+    assert results.fingerprint(copy) == first, "where it is does not count"
+    record = checkpoint.read_record(copy)
+    checkpoint.write_json(copy / "stage.json", record | {"seconds": 0})
+    assert results.fingerprint(copy) == first, "what does not compute does not count"
+    config = checkpoint.read_json(copy / "config.json")
+    config["rope_parameters"] = config["rope_parameters"] | {"rope_theta": 500.0}
+    checkpoint.write_json(copy / "config.json", config)
+    turned = results.fingerprint(copy)
+    checkpoint.write_json(copy / "stage.json", record | {"fingerprint": "0" * 64})
+    assert len({first, turned, results.fingerprint(copy)}) == 3
+    composition.compose([stages[0], stages[1]], tmp_path / "both")
+    both = results.fingerprint(tmp_path / "both")
+    composition.compose([tmp_path / "copy", stages[1]], tmp_path / "other")
+    assert results.fingerprint(tmp_path / "other") != both
 
 
 def test_a_foreign_folders_fingerprint_is_that_of_its_files(tmp_path: Path, pico: Build) -> None:

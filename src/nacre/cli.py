@@ -456,13 +456,23 @@ def evaluate(
     ],
     tasks: Annotated[
         list[str] | None,
-        typer.Option(help="Names with commas; default: `lm` with --data, else `probes`."),
+        typer.Option(
+            help="Names with commas, also lm-eval's; default: `lm` with --data, `benchmarks` with "
+            "--data-dir, else `probes`."
+        ),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="lm: texts, a folder for each domain (`en/novels`).")
     ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="benchmarks: their original files (`anatomy_test.csv`, `dev-v1.1.json`)."
+        ),
+    ] = None,
     limit: Annotated[
-        int | None, typer.Option(help="Examples of a task, documents of a domain, at most.")
+        int | None,
+        typer.Option(help="Examples of a task, documents of a domain, questions of a subject."),
     ] = None,
     context: Annotated[int | None, typer.Option(help="lm: tokens of a window.")] = None,
     stride: Annotated[
@@ -476,9 +486,11 @@ def evaluate(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Score checkpoints: texts they have not seen, and what they do in their context.
+    """Score checkpoints: texts they have not seen, what they do in their context, benchmarks.
 
     nacre eval runs/novels --data heldout
+
+    nacre eval runs/novels --tasks mmlu,arc_easy --data-dir benchmarks
 
     nacre eval runs/novels/stages/02 both --tasks copy,khop-1
     """
@@ -491,7 +503,7 @@ def evaluate(
     with nullcontext(Observer()) if quiet else Display(screen) as display:
         records = run(
             checkpoints, tasks or (),
-            data=data, limit=limit, context=context, stride=stride,
+            data=data, data_dir=data_dir, limit=limit, context=context, stride=stride,
             out=out, again=again, observer=display,
         )  # fmt: skip
     if as_json:

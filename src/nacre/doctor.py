@@ -14,7 +14,10 @@ import torch
 from nacre.train.device import bf16_is_fast, cpu_features
 from nacre.train.folder import versions
 
-EXTRAS = {"datasets": "data", "pyarrow": "data", "zstandard": "data", "tensorboard": "track"}
+EXTRAS = {
+    "datasets": "data", "pyarrow": "data", "zstandard": "data", "tensorboard": "track",
+    "lm_eval": "eval", "sacrebleu": "eval",
+}  # fmt: skip
 
 
 def examine(folder: Path) -> dict[str, Any]:

@@ -1,14 +1,15 @@
 """Results on disk: JSON lines that say what was scored, on what, by which version.
 
 A record is a score with the checkpoint's path and fingerprint, the task's version and settings, the
-version of nacre and the date. Fingerprint, task, version and settings identify an evaluation: what
-agrees in them need not run again.
+version and commit of nacre and the date. Fingerprint, task, version and settings identify an
+evaluation: what agrees in them need not run again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -26,7 +27,7 @@ FILE = "evaluations.jsonl"
 IDENTITY = ("fingerprint", "task", "version", "settings")
 KEYS = (
     "checkpoint", *IDENTITY, "metric", "subset", "value", "n", "interval", "chance", "corrected",
-    "nacre", "date",
+    "nacre", "commit", "date",
 )  # fmt: skip
 PIECES, PIECE_BYTES = 64, 4096  # of a foreign folder's weights
 
@@ -41,17 +42,19 @@ def home(folder: Path) -> Path:
 def fingerprint(folder: Path) -> str:
     """Return what identifies a checkpoint's outputs, as SHA-256 (hex); no weights are loaded.
 
-    Of a stage the fingerprint in its `stage.json`. Of a composition a hash over its experts'
-    fingerprints, its rule and what was trained, each as recorded; the experts must be where it says
-    and be the recorded ones. Of any other folder a hash over the names, sizes and contents of its
-    .json, .txt and .model files; of .safetensors files the header and 64 pieces of 4 KiB, evenly
-    spaced, stand for the contents. Raises CheckpointError and FingerprintError for a folder that is
-    damaged or whose parts are missing.
+    Of a stage a hash over the fingerprint in its `stage.json` and its `config.json`. Of a
+    composition one over its experts, each taken as a folder of its own, its rule and what was
+    trained; the experts must be where it says and be the recorded ones. Of any other folder one
+    over the names, sizes and contents of its .json, .txt and .model files; of .safetensors files
+    the header and 64 pieces of 4 KiB, evenly spaced, stand for the contents. Raises CheckpointError
+    and FingerprintError for a folder that is damaged or whose parts are missing.
     """
     if composition.is_composition(folder):
         return _composition(folder)
     if (folder / checkpoint.RECORD).is_file():
-        return checkpoint.read_record(folder)["fingerprint"]
+        tensors = checkpoint.read_record(folder)["fingerprint"]
+        config = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
+        return hashlib.sha256(f"{tensors} {config}".encode()).hexdigest()
     total = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.suffix in (".json", ".txt", ".model", ".safetensors") and path.is_file():
@@ -65,10 +68,7 @@ def _composition(folder: Path) -> str:
     record = composition.read_record(folder)
     composition.verify(folder)
     parts = {
-        "experts": [
-            expert["fingerprint"] or fingerprint(folder / expert["path"])
-            for expert in record["experts"]
-        ],
+        "experts": [fingerprint(folder / expert["path"]) for expert in record["experts"]],
         "mix": record["mix"],
         "trained": record["trained"]["sha256"] if record.get("trained") else None,
     }
@@ -94,9 +94,26 @@ def records(
         "checkpoint": str(folder),
         **identity,
         "nacre": metadata.version("nacre"),
+        "commit": commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     return [{**score.record(), **about} for score in scores]
+
+
+def commit(source: Path = Path(__file__)) -> str | None:
+    """Return the git commit of nacre's source, with "-dirty" where a tracked file was changed.
+
+    None where `source`, a file of it, is not tracked by the git checkout it lies in.
+    """
+    git = ("git", "-C", str(source.parent))
+    tracked = ("ls-files", "--error-unmatch", source.name)
+    describe = ("describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
+    try:
+        subprocess.run([*git, *tracked], capture_output=True, check=True)
+        said = subprocess.run([*git, *describe], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return said.stdout.strip()
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -106,7 +123,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
-            record = json.loads(line)
+            record = {"commit": None} | json.loads(line)  # records were once without
             lacking = [key for key in KEYS if key not in record]
         except (ValueError, TypeError):
             lacking = ["a record"]

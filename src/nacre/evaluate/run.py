@@ -36,6 +36,7 @@ def evaluate(
     tasks: Sequence[str] = (),
     *,
     data: str | Path | None = None,
+    data_dir: str | Path | None = None,
     limit: int | None = None,
     context: int | None = None,
     stride: int | None = None,
@@ -45,15 +46,16 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Score stages, compositions and Hugging Face folders; a run means each of its stages.
 
-    `tasks` are names of tasks and families (`tasks.FAMILIES`); default: `lm` on the texts in the
-    folder `data`, without it `probes`. `limit` is the most examples of a task, or documents of a
-    domain. Returns one record a score, in the order of the checkpoints; they are also kept in
+    `tasks` are names of tasks and families (`tasks.FAMILIES`), or of lm-eval's tasks; default: `lm`
+    on the texts in the folder `data` and the benchmarks whose files are in `data_dir`, without both
+    `probes`. `limit` is the most examples of a task, documents of a domain, or questions of a
+    subject. Returns one record a score, in the order of the checkpoints; they are also kept in
     `out`, or beside the checkpoint. An evaluation found there is not run again unless `again` asks
     for it. Everything is checked before any weights are loaded. Raises ConfigError, DataError,
     CheckpointError and FingerprintError, and CheckpointError for a model without finite scores.
     """
     watch = observer or Observer()
-    prepared = prepare(tasks, Options(data, limit, context, stride))
+    prepared = prepare(tasks, Options(data, data_dir, limit, context, stride))
     targets = [
         _target(folder, prepared, None if out is None else Path(out))
         for folder in _folders(checkpoints)
