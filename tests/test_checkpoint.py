@@ -343,6 +343,7 @@ PROGRESS = dict.fromkeys(checkpoint.PROGRESS, 0) | {
     "step": 7,
     "best": 1.25,
     "cursor": {"epoch": 0},
+    "history": [],
 }
 
 

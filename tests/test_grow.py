@@ -279,6 +279,23 @@ def test_patience_ends_a_stage(plan: plans.Plan, tmp_path: Path) -> None:
     assert record["tokens"] < 25600
 
 
+def test_a_stage_of_budget_auto_ends_itself(plan: plans.Plan, tmp_path: Path) -> None:
+    data = plan.model_dump(mode="json", by_alias=True)
+    data["training"] |= {"evaluate_every": 5, "save_every": 5}
+    data["stages"] = [{"add_blocks": 1, "tokens": 256 * 80, "budget": "auto"}] * 2
+    first, second = grow(plans.parse(data), tmp_path / "run")
+    for number, record in enumerate((first, second), 1):
+        steps = record["tokens"] // 256
+        assert 20 * 1.25 <= steps < 80
+        trained = [m for m in folder.read_metrics(tmp_path / "run") if "lr" in m]
+        assert max(m["step"] for m in trained if m["stage"] == number) == steps
+        last = [m["lr"] for m in trained if m["stage"] == number][-steps // 5 :]
+        assert last == sorted(last, reverse=True)
+        assert last[-1] < 0.3 * last[0], "it still decays"
+        assert record["history"][0][0] == 0
+    assert second["cursor"]["position"] * 32 == (first["tokens"] + second["tokens"])
+
+
 @pytest.mark.parametrize("kind", ["code", "random", "trained"])
 def test_other_substrates(plan: plans.Plan, tmp_path: Path, kind: str) -> None:
     data = plan.model_dump(mode="json", by_alias=True)
@@ -289,24 +306,27 @@ def test_other_substrates(plan: plans.Plan, tmp_path: Path, kind: str) -> None:
     assert "model.embed_tokens.weight" in two["frozen"]
 
 
-def test_stages_that_reopen_blocks_or_grow_in_the_middle(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_stages_that_reopen_blocks_or_grow_in_the_middle(precision: str, tmp_path: Path) -> None:
     stages = [
         {"add_blocks": 2, "tokens": 512},
         {"add_blocks": 1, "under": 1, "tokens": 512, "init": "zero"},
-        {"tokens": 512, "train": {"blocks": "1"}},
+        {"tokens": 512, "train": {"blocks": "2"}},
         {"tokens": 512, "train": "all"},
     ]
     out = tmp_path / "run"
-    grow(plans.load("tiny", [f"stages={json.dumps(stages)}", "training.precision=fp32"]), out)
+    grow(
+        plans.load("tiny", [f"stages={json.dumps(stages)}", f"training.precision={precision}"]), out
+    )
     found = records(out)
     assert [record["depth"] for record in found] == [2, 3, 3, 3]
     assert [record["growth"] for record in found] == [[[1, 2]], *[[[1, 1], [2, 2]]] * 3]
-    assert [record["train"] for record in found] == ["crown", "crown", "1", "all"]
+    assert [record["train"] for record in found] == ["crown", "crown", "2", "all"]
     moved = [
         {name.split(".")[2] for name in record["trainable"] if ".layers." in name}
         for record in found
     ]
-    assert moved == [{"0", "1"}, {"1", "2"}, {"1"}, {"0", "1", "2"}]
+    assert moved == [{"0", "1"}, {"1", "2"}, {"2"}, {"0", "1", "2"}]
     before = weights(out / "stages" / "02")
     after = weights(out / "stages" / "03")
     changed = {name for name in after if not torch.equal(before[name], after[name])}

@@ -194,6 +194,11 @@ def test_depth_is_what_the_stages_add() -> None:
             "(set add_blocks, or lora: {rank: 16} or train: all to readjust the trunk)",
         ),
         (
+            {"training": {"schedule": "cosine"}, "stages": [{**STAGE, "budget": "auto"}]},
+            "stages[0].budget: auto, but a cosine has to know its end "
+            "(use training.schedule: wsd or constant)",
+        ),
+        (
             {"stages": [STAGE, {"tokens": "1M", "train": {"blocks": "2-0"}}]},
             "stages[1].train: expected crown, all, or blocks from the lowest up such as "
             "{blocks: 0-2}, got {'blocks': '2-0'}",
@@ -475,6 +480,13 @@ def test_paper_recipes_say_what_the_papers_say() -> None:
             ["stages[0].patience has no effect: the stage ends after 2 evaluations"],
         ),
         ({"stages": [{"add_blocks": 1, "tokens": 4096 * 101, "patience": 1}]}, []),
+        (
+            {"stages": [{"add_blocks": 1, "tokens": 4096 * 101, "budget": "auto"}]},
+            [
+                "stages[0].budget: auto has no effect: the stage ends after 2 evaluations, and 4 "
+                "are needed to tell"
+            ],
+        ),
     ],
 )
 def test_an_option_without_effect_is_named(parts: dict, expected: list[str]) -> None:

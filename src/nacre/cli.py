@@ -513,6 +513,52 @@ def evaluate(
 
 
 @app.command()
+def study(
+    study: Annotated[Path, typer.Argument(help="The study: a YAML file of arms and seeds.")],
+    out: Annotated[Path | None, typer.Option(help="Its folder; default: runs/NAME.")] = None,
+    jobs: Annotated[int, typer.Option(help="Runs side by side; they share the threads.")] = 1,
+    run: Annotated[
+        bool, typer.Option(help="Make the runs that are missing, or read those there are.")
+    ] = True,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a field of the study."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare plans fairly: the same text and seeds, at equal tokens, FLOPs and wall-clock.
+
+    nacre study my-study.yaml --jobs 2
+
+    nacre study my-study.yaml --no-run --json
+    """
+    from nacre import study as studies
+    from nacre import tables
+    from nacre.terminal import Display
+    from nacre.train.observer import Observer
+
+    quiet_transformers()
+    chosen = studies.load(study, settings or [])
+    out = out or Path("runs") / chosen.name
+    with nullcontext(Observer()) if quiet else Display(screen) as display:
+        if run:
+            studies.run(chosen, out, jobs=jobs, observer=display)
+            studies.evaluate(chosen, out, observer=display)
+        found = studies.read_results(chosen, out)
+    page = studies.write(found, out)
+    if as_json:
+        emit({"study": str(out), "page": str(page), **found})
+        return
+    shown = ("arm", "budget", "seeds", "tokens", "seconds", "peak memory", "bits per byte")
+    rows = [{name: row[name] for name in shown} for row in studies.arm_rows(found["runs"])]
+    screen.print(tables.named_rows([list(rows[0]), *(list(row.values()) for row in rows)]))
+    for claim in found["claims"]:
+        screen.print(claim["sentence"], highlight=False, markup=False, soft_wrap=True)
+    screen.print(f"page: {page}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="A run's folder.")], as_json: Json = False
 ) -> None:

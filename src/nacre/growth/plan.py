@@ -192,6 +192,9 @@ class Stage(Section):
         default=0, description="how many of the last blocks stay above the new ones and train on"
     )
     tokens: Count
+    budget: Literal["tokens", "auto"] = Field(
+        default="tokens", description="auto: end before, when a new stage is foretold to gain more"
+    )
     init: Literal["random", "copy", "zero"] = "random"
     train: Annotated[str, BeforeValidator(_trained)] = Field(
         default="crown", description="crown, all, or {blocks: 0-2}: what of the trunk trains too"
@@ -323,6 +326,11 @@ def problems(plan: Plan) -> list[Problem]:
         known = plan.start_from is None
         depth = sum(earlier.add_blocks for earlier in plan.stages[:index])
         found += _reopening_problems(stage, field, depth if known else None, below)
+        if stage.budget == "auto" and plan.training.schedule == "cosine":
+            message = "auto, but a cosine has to know its end"
+            fix = "use training.schedule: wsd or constant"
+            rests_on = ("training.schedule",)
+            found.append(Problem(f"{field}.budget", message, fix, involves=rests_on))
         batch = plan.training.batch_tokens
         if stage.tokens < batch:
             message = f"{stage.tokens} is less than one batch of {batch}"
@@ -442,6 +450,11 @@ def warnings(plan: Plan) -> list[str]:
             found.append(f"{field}.trunk has no effect: there is no trunk yet")
         if stage.init != "random" and stage.add_blocks == 0:
             found.append(f"{field}.init has no effect without add_blocks")
+        if stage.budget == "auto" and evaluations < 4:
+            found.append(
+                f"{field}.budget: auto has no effect: the stage ends after {evaluations} "
+                "evaluations, and 4 are needed to tell"
+            )
         if stage.patience is not None and stage.patience >= evaluations:
             found.append(
                 f"{field}.patience has no effect: the stage ends after {evaluations} evaluations"

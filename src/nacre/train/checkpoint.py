@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
@@ -32,6 +32,7 @@ INDEX = "model.safetensors.index.json"
 RECORD = "stage.json"
 PROGRESS = (
     "stage", "step", "tokens", "seconds", "best", "stale", "cursor", "peak_memory_bytes",
+    "history", "end",
 )  # fmt: skip
 
 
@@ -123,26 +124,28 @@ def save_weights(
     """Write the model's shards, index and config into a folder; return the shards that were linked.
 
     A shard whose tensors are all in `unchanged` is linked from the `previous` stage, if that has
-    the same ones in it.
+    the same ones in it. Where a shard changes, what did not is read from there: a trunk may have
+    left memory, or lie there in lower precision.
     """
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     shards = shard_of(model, growth)
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     linked: list[str] = []
-    below = _tensors_by_shard(previous) if previous is not None else {}
+    owners_below = _shards(previous) if previous is not None else {}
     for shard in dict.fromkeys(shards.values()):
         names = [name for name, owner in shards.items() if owner == shard]
-        if (
-            previous is not None
-            and set(unchanged).issuperset(names)
-            and below.get(shard) == set(names)
-            and (previous / shard).exists()
-        ):
+        kept = [name for name in names if name in unchanged and name in owners_below]
+        same = [name for name, owner in owners_below.items() if owner == shard]
+        if previous is not None and sorted(kept) == sorted(names) == sorted(same):
             link(previous / shard, folder / shard)
             linked.append(shard)
         else:
-            tensors = {name: state[name].detach().cpu() for name in names}
+            tensors = {name: state[name].detach().cpu() for name in names if name not in kept}
+            for name in kept:
+                assert previous is not None
+                with safe_open(previous / owners_below[name], "pt") as file:
+                    tensors[name] = file.get_tensor(name)
             save_file(tensors, folder / shard, metadata={"format": "pt"})
             shutil.copymode(folder / "config.json", folder / shard)
     total = sum(tensor.numel() * _stored_size(tensor) for tensor in state.values())
@@ -152,13 +155,9 @@ def save_weights(
     return linked
 
 
-def _tensors_by_shard(folder: Path) -> dict[str, set[str]]:
-    """Return which tensors the shards of a stage hold, by its index; nothing without one."""
-    found: dict[str, set[str]] = {}
-    if (folder / INDEX).exists():
-        for name, shard in read_json(folder / INDEX)["weight_map"].items():
-            found.setdefault(shard, set()).add(name)
-    return found
+def _shards(folder: Path) -> dict[str, str]:
+    """Return the shard that holds each tensor of a stage, by its index; nothing without one."""
+    return read_json(folder / INDEX)["weight_map"] if (folder / INDEX).exists() else {}
 
 
 def _stored_size(tensor: torch.Tensor) -> int:

@@ -10,7 +10,6 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +17,24 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
-from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, set_seed
 
 from nacre import tokenizer as tokenizers
 from nacre.data import corpus
-from nacre.data.loader import LoaderState, validation_batches
+from nacre.data.loader import LoaderState
 from nacre.data.shards import TokenStore
-from nacre.errors import CheckpointError, ConfigError, DivergedError, NacreError, Problem, nearest
+from nacre.errors import CheckpointError, ConfigError, NacreError, Problem, nearest
 from nacre.growth import budget, ledger, stage
 from nacre.growth.plan import Plan, Stage
+from nacre.growth.stopping import has_trained_enough
 from nacre.models import stock
 from nacre.train import checkpoint, folder
-from nacre.train.card import model_card
 from nacre.train.device import accelerating
 from nacre.train.engine import StageTrunk, drop_caches, reading
 from nacre.train.loop import Hook, StageRun, evaluate, setup, train
 from nacre.train.observer import Observer
 from nacre.train.parts import Parts, make_parts, source_sets
+from nacre.train.record import Below, certify_merge, save_stage, stage_cost, stage_record
 
 
 def grow(
@@ -116,14 +115,6 @@ def growable(plan: Plan) -> Iterator[None]:
         raise ConfigError(Problem("from", f"{plan.start_from} cannot be grown: {reason}")) from None
 
 
-@dataclass(frozen=True)
-class Below:
-    """What a stage stands on: the checkpoint folder below it, and its record."""
-
-    path: Path
-    record: dict[str, Any]
-
-
 def run_stage(
     plan: Plan, index: int, out: Path, parts: Parts, accelerator: Accelerator, observer: Observer
 ) -> None:
@@ -180,8 +171,9 @@ def run_stage(
         number, len(plan.stages), run.steps * run.batch_tokens, run.progress.tokens
     )
     if run.progress.step == 0:
-        report_validation(run, out, number, observer)
-    train(run, hooks(number, out, observer))
+        run.progress.history = [(0, report_validation(run, out, number, observer)["loss"])]
+    flops_per_token = stage_cost(plan, number, parts).flops_per_token
+    train(run, hooks(number, out, observer, below, flops_per_token))
 
     ledger.verify_frozen(model, resident)
     trained = {
@@ -289,7 +281,21 @@ def restore(run: StageRun, out: Path, number: int, saved: checkpoint.SavedState 
     folder.rewind_metrics(out, number, run.progress.step)
 
 
-def hooks(number: int, out: Path, observer: Observer) -> list[Hook]:
+def enough(run: StageRun, below: Below | None, flops_per_token: float) -> bool:
+    """Tell whether a stage of `budget: auto` has trained long enough."""
+    history = [(tokens * flops_per_token, loss) for tokens, loss in run.progress.history]
+    if below is None:
+        return has_trained_enough(history, None)
+    lower: list[tuple[float, float]] = []
+    if below.record.get("parent"):  # one that stood on nothing gained in another way
+        each = below.record["flops"] / below.record["tokens"]
+        lower = [(tokens * each, loss) for tokens, loss in below.record.get("history", [])]
+    return has_trained_enough(history, lower)
+
+
+def hooks(
+    number: int, out: Path, observer: Observer, below: Below | None, flops_per_token: float
+) -> list[Hook]:
     """Return what happens after each step: metrics, evaluation, saved state, in this order."""
 
     def log(run: StageRun, metrics: dict[str, Any]) -> None:
@@ -302,6 +308,10 @@ def hooks(number: int, out: Path, observer: Observer) -> list[Hook]:
         if metrics["step"] % run.training.evaluate_every == 0 and metrics["step"] < run.steps:
             validation = report_validation(run, out, number, observer)
             run.progress.notice(validation["loss"])
+            decided = run.stage.budget == "tokens" or run.progress.end is not None
+            if not decided and enough(run, below, flops_per_token):
+                run.cut_short()
+                observer.note(f"stage {number} ends at step {run.steps}: a new one gains more")
 
     def save(run: StageRun, metrics: dict[str, Any]) -> None:
         if metrics["step"] % run.training.save_every == 0 and not run.finished:
@@ -326,107 +336,3 @@ def report_validation(
     run.accelerator.log({f"validation/{k}": v for k, v in validation.items()}, step=step)
     observer.evaluated(validation)
     return validation
-
-
-def certify_merge(adapted: PeftModel, this: Stage, run: StageRun) -> dict[str, Any]:
-    """Merge the adapters; return their settings and a certificate on the first held-out windows."""
-    assert this.lora is not None
-    batch = next(validation_batches(run.store, context=run.context, batch_size=4))
-    ids_BT = torch.from_numpy(batch[:, :-1]).to(run.accelerator.device)
-    try:
-        certificate = stage.merge_lora(adapted, ids_BT)
-    except ValueError as error:
-        raise DivergedError(
-            f"the adapters cannot be merged: {error}; lower the learning rate"
-        ) from None
-    return this.lora.model_dump() | {"merge": certificate.record()}
-
-
-def stage_record(
-    plan: Plan, number: int, run: StageRun, parts: Parts, below: Below | None
-) -> dict[str, Any]:
-    """Return what `stage.json` says of the training; the ledger's part is added by the caller."""
-    this, progress = plan.stages[number - 1], run.progress
-    found = stock.find_parts(run.model)
-    growth: list[list[int]] = below.record["growth"] if below else []
-    if this.add_blocks:
-        growth = growth_with(growth, this.add_blocks, this.under)
-    base = checkpoint.load_config(checkpoint.newest(plan.start_from)) if plan.start_from else None
-    cost = budget.estimate(plan, len(parts.tokenizer), base)[number - 1]
-    return {
-        "stage": number,
-        "depth": len(found.blocks),
-        "new_blocks": this.add_blocks,
-        "total_parameters": cost.total_parameters,
-        "tokens": progress.tokens,
-        "seconds": progress.seconds,
-        "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
-        "peak_memory_bytes": progress.peak_memory_bytes,
-        "flops": cost.flops_per_token * progress.tokens,
-        "trunk_mode": run.trunk_mode,
-        "init": this.init if this.add_blocks else None,
-        "train": this.train if below else "crown",
-        "under": this.under,
-        "validation": evaluate(run),
-        "growth": growth,
-        "cursor": progress.cursor,
-        "parent": below.record["fingerprint"] if below else None,
-        "plan": plan.fingerprint(number),
-        "substrate": below.record.get("substrate") if below else parts.fingerprints["substrate"],
-        "tokenizer": parts.fingerprints["tokenizer"],
-        "corpus": run.store.fingerprint,
-    }
-
-
-def growth_with(growth: Sequence[Sequence[int]], count: int, under: int) -> list[list[int]]:
-    """Return the growth steps, as (step, blocks), after one of `count` blocks under the last ones.
-
-    The `under` blocks above the new ones, which train with them, belong to the new step from then.
-    """
-    left, kept = under, list[list[int]]()
-    for step, blocks in reversed(growth):
-        taken = min(left, blocks)
-        left -= taken
-        if blocks > taken:
-            kept.insert(0, [step, blocks - taken])
-    return [*kept, [max((step for step, _ in growth), default=0) + 1, count + under]]
-
-
-def save_stage(
-    out: Path,
-    record: dict[str, Any],
-    model: PreTrainedModel,
-    below: Below | None,
-    frozen: Mapping[str, str],
-) -> None:
-    """Write a stage: weights by growth step, tokenizer, substrate, card, and the ledger.
-
-    The record's `frozen` holds the hashes of what did not train (less what a LoRA merge changed),
-    its `weights` those of everything else: together every tensor of the model. Frozen tensors may
-    have left memory: their files are the ones of the stage below.
-    """
-    unmoved = frozen if record["lora"] is None else {}
-    hashes = {
-        name: unmoved.get(name) or ledger.tensor_hash(tensor)
-        for name, tensor in model.state_dict().items()
-    }
-    record["frozen"] = {n: h for n, h in hashes.items() if frozen.get(n) == h}
-    record["weights"] = {n: h for n, h in hashes.items() if n not in record["frozen"]}
-    record["fingerprint"] = ledger.fingerprint(hashes)
-    embedding = f"{stock.find_parts(model).embedding_name}.weight"
-    if embedding in record["trainable"]:
-        record["substrate"] = hashes[embedding]
-    with checkpoint.new_folder(out / "stages" / f"{record['stage']:02d}") as partial:
-        checkpoint.save_weights(
-            model,
-            partial,
-            [(step, count) for step, count in record["growth"]],
-            unchanged=record["frozen"],
-            previous=below.path if below else None,
-        )
-        shutil.copytree(out / "tokenizer", partial, dirs_exist_ok=True)
-        if (out / "substrate").exists():
-            shutil.copy2(out / "substrate" / "substrate.json", partial)
-        (partial / "README.md").write_text(model_card(record), encoding="utf-8")
-        checkpoint.write_json(partial / checkpoint.RECORD, record)
-    checkpoint.clear_state(out / "state")

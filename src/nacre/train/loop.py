@@ -68,9 +68,12 @@ class Progress:
     stale: int = 0
     cursor: LoaderState | None = None
     peak_memory_bytes: int = 0
+    history: list[tuple[int, float]] = field(default_factory=list)
+    end: int | None = None  # the last step, if `budget: auto` has decided
 
     def notice(self, loss: float) -> None:
-        """Count evaluations without improvement."""
+        """Count evaluations without improvement, and keep tokens and loss (nats) of each."""
+        self.history.append((self.tokens, loss))
         self.stale = 0 if loss < self.best else self.stale + 1
         self.best = min(self.best, loss)
 
@@ -83,6 +86,7 @@ class Progress:
         """Read back what `record` returned; other keys are left out."""
         values: dict[str, Any] = {f.name: record[f.name] for f in fields(cls)}
         values["best"] = math.inf if record["best"] is None else record["best"]
+        values["history"] = [(tokens, loss) for tokens, loss in record["history"]]
         return cls(**values)
 
 
@@ -98,7 +102,7 @@ class StageRun:
     objective: nn.Module
     optimizer: torch.optim.Optimizer
     loader: Loader
-    steps: int
+    planned_steps: int
     context: int
     byte_lengths: np.ndarray
     memory: PeakMemory
@@ -109,6 +113,17 @@ class StageRun:
     def peak_lr(self) -> float:
         """The stage's highest learning rate."""
         return self.stage.lr or self.training.lr
+
+    @property
+    def steps(self) -> int:
+        """How many steps the stage takes: those planned, or fewer if it was cut short."""
+        end = self.progress.end
+        return self.planned_steps if end is None else min(end, self.planned_steps)
+
+    def cut_short(self) -> None:
+        """End the stage as soon as its schedule allows: a WSD schedule still decays."""
+        decays = self.training.schedule == "wsd"
+        self.progress.end = math.ceil(self.progress.step / (1 - WSD_DECAY * decays))
 
     @property
     def finished(self) -> bool:
@@ -237,7 +252,7 @@ def setup(
         objective=prepared,
         optimizer=optimizer,
         loader=loader,
-        steps=max(1, round(stage.tokens / training.batch_tokens)),
+        planned_steps=max(1, round(stage.tokens / training.batch_tokens)),
         context=context,
         byte_lengths=byte_lengths,
         memory=PeakMemory(accelerator.device),

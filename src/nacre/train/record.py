@@ -1,0 +1,141 @@
+"""What a stage leaves: its record with the ledger, and its checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from nacre.data.loader import validation_batches
+from nacre.errors import DivergedError
+from nacre.growth import budget, ledger, stage
+from nacre.growth.plan import Plan, Stage
+from nacre.models import stock
+from nacre.train import checkpoint
+from nacre.train.card import model_card
+from nacre.train.loop import StageRun, evaluate
+from nacre.train.parts import Parts
+
+
+@dataclass(frozen=True)
+class Below:
+    """What a stage stands on: the checkpoint folder below it, and its record."""
+
+    path: Path
+    record: dict[str, Any]
+
+
+def certify_merge(adapted: PeftModel, this: Stage, run: StageRun) -> dict[str, Any]:
+    """Merge the adapters; return their settings and a certificate on the first held-out windows."""
+    assert this.lora is not None
+    batch = next(validation_batches(run.store, context=run.context, batch_size=4))
+    ids_BT = torch.from_numpy(batch[:, :-1]).to(run.accelerator.device)
+    try:
+        certificate = stage.merge_lora(adapted, ids_BT)
+    except ValueError as error:
+        raise DivergedError(
+            f"the adapters cannot be merged: {error}; lower the learning rate"
+        ) from None
+    return this.lora.model_dump() | {"merge": certificate.record()}
+
+
+def stage_cost(plan: Plan, number: int, parts: Parts) -> budget.StageCost:
+    """Return what stage `number`, from 1, was to cost."""
+    base = checkpoint.load_config(checkpoint.newest(plan.start_from)) if plan.start_from else None
+    return budget.estimate(plan, len(parts.tokenizer), base)[number - 1]
+
+
+def stage_record(
+    plan: Plan, number: int, run: StageRun, parts: Parts, below: Below | None
+) -> dict[str, Any]:
+    """Return what `stage.json` says of the training; the ledger's part is added by the caller."""
+    this, progress = plan.stages[number - 1], run.progress
+    found = stock.find_parts(run.model)
+    growth: list[list[int]] = below.record["growth"] if below else []
+    if this.add_blocks:
+        growth = growth_with(growth, this.add_blocks, this.under)
+    cost = stage_cost(plan, number, parts)
+    return {
+        "stage": number,
+        "depth": len(found.blocks),
+        "new_blocks": this.add_blocks,
+        "total_parameters": cost.total_parameters,
+        "tokens": progress.tokens,
+        "seconds": progress.seconds,
+        "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
+        "peak_memory_bytes": progress.peak_memory_bytes,
+        "flops": cost.flops_per_token * progress.tokens,
+        "trunk_mode": run.trunk_mode,
+        "init": this.init if this.add_blocks else None,
+        "train": this.train if below else "crown",
+        "under": this.under,
+        "validation": evaluate(run),
+        "history": progress.history,
+        "growth": growth,
+        "cursor": progress.cursor,
+        "parent": below.record["fingerprint"] if below else None,
+        "plan": plan.fingerprint(number),
+        "substrate": below.record.get("substrate") if below else parts.fingerprints["substrate"],
+        "tokenizer": parts.fingerprints["tokenizer"],
+        "corpus": run.store.fingerprint,
+    }
+
+
+def growth_with(growth: Sequence[Sequence[int]], count: int, under: int) -> list[list[int]]:
+    """Return the growth steps, as (step, blocks), after one of `count` blocks under the last ones.
+
+    The `under` blocks above the new ones, which train with them, belong to the new step from then.
+    """
+    left, kept = under, list[list[int]]()
+    for step, blocks in reversed(growth):
+        taken = min(left, blocks)
+        left -= taken
+        if blocks > taken:
+            kept.insert(0, [step, blocks - taken])
+    return [*kept, [max((step for step, _ in growth), default=0) + 1, count + under]]
+
+
+def save_stage(
+    out: Path,
+    record: dict[str, Any],
+    model: PreTrainedModel,
+    below: Below | None,
+    frozen: Mapping[str, str],
+) -> None:
+    """Write a stage: weights by growth step, tokenizer, substrate, card, and the ledger.
+
+    The record's `frozen` holds the hashes of what did not train (less what a LoRA merge changed),
+    its `weights` those of everything else: together every tensor of the model. Frozen tensors may
+    have left memory: their files are the ones of the stage below.
+    """
+    unmoved = frozen if record["lora"] is None else {}
+    hashes = {
+        name: unmoved.get(name) or ledger.tensor_hash(tensor)
+        for name, tensor in model.state_dict().items()
+    }
+    record["frozen"] = {n: h for n, h in hashes.items() if frozen.get(n) == h}
+    record["weights"] = {n: h for n, h in hashes.items() if n not in record["frozen"]}
+    record["fingerprint"] = ledger.fingerprint(hashes)
+    embedding = f"{stock.find_parts(model).embedding_name}.weight"
+    if embedding in record["trainable"]:
+        record["substrate"] = hashes[embedding]
+    with checkpoint.new_folder(out / "stages" / f"{record['stage']:02d}") as partial:
+        checkpoint.save_weights(
+            model,
+            partial,
+            [(step, count) for step, count in record["growth"]],
+            unchanged=record["frozen"],
+            previous=below.path if below else None,
+        )
+        shutil.copytree(out / "tokenizer", partial, dirs_exist_ok=True)
+        if (out / "substrate").exists():
+            shutil.copy2(out / "substrate" / "substrate.json", partial)
+        (partial / "README.md").write_text(model_card(record), encoding="utf-8")
+        checkpoint.write_json(partial / checkpoint.RECORD, record)
+    checkpoint.clear_state(out / "state")
