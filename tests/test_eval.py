@@ -284,7 +284,7 @@ def test_families_and_names_and_what_is_the_default(texts: Path) -> None:
     assert named() == named("probes") == every
     assert named(data=texts) == ["lm"]
     assert named("copy, lm", "probes", "copy", data=texts)[:3] == ["copy", "lm", "induction"]
-    assert list(FAMILIES) == ["lm", "probes", "benchmarks"]
+    assert list(FAMILIES) == ["lm", "probes", "benchmarks", "translation", "paper"]
 
 
 def test_benchmarks_of_a_folder_are_tasks(mine: Path, texts: Path, tmp_path: Path) -> None:
@@ -341,7 +341,7 @@ def test_benchmarks_that_cannot_be_scored(mine: Path, tmp_path: Path) -> None:
         "--tasks benchmarks: needs files of questions (name their folder with --data-dir)"
     )
     assert wrong("copy", data_dir=path.parent) == (
-        "--data-dir: no task of copy reads it (add benchmarks to --tasks)"
+        "--data-dir: no task of copy reads it (add benchmarks or translation or paper to --tasks)"
     )
     assert wrong("arc_easy", "mmlu", data_dir=path.parent) == (
         f"--tasks: {path.parent} holds no arc_easy (leave --data-dir out to fetch what lm-eval "
@@ -349,6 +349,12 @@ def test_benchmarks_that_cannot_be_scored(mine: Path, tmp_path: Path) -> None:
     )
     assert wrong(data_dir=path.parent).startswith(f"{path}, line 2: it has 2 fields; ")
     assert wrong(data_dir=path).startswith(f"{path}: is no folder; ")
+    (tmp_path / "empty").mkdir()
+    assert wrong(data_dir=tmp_path / "empty") == (
+        f"{tmp_path / 'empty'}: holds no benchmark that nacre knows; keep the files' original "
+        "names (dev-v1.1.json, anatomy_test.csv, ARC-Easy-Test.jsonl, blimp/*.jsonl, en-ru.tsv; "
+        "all are in docs/evaluation.md)"
+    )
     path.write_text("What?,a,b,c,d,A\n")
     words = json.dumps({"text": f"It was {'the-best-of-times-' * 20}"})
     (path.parent / "lambada_test.jsonl").write_text(words)

@@ -11,7 +11,7 @@ import torch
 from conftest import CONTEXT, VOCABULARY, Build
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
@@ -35,6 +35,7 @@ def letters(**special: str) -> PreTrainedTokenizerFast:
     ids = {token: index for index, token in enumerate([END, *LETTERS, "%"])}
     rust = Tokenizer(models.WordLevel(ids, unk_token="%"))
     rust.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    rust.decoder = decoders.Fuse()
     assert len(ids) <= VOCABULARY
     return PreTrainedTokenizerFast(tokenizer_object=rust, **special)
 

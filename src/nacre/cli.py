@@ -457,7 +457,7 @@ def evaluate(
     tasks: Annotated[
         list[str] | None,
         typer.Option(
-            help="Names with commas, also lm-eval's; default: `lm` with --data, `benchmarks` with "
+            help="Names with commas, also lm-eval's; default: `lm` with --data, what is in "
             "--data-dir, else `probes`."
         ),
     ] = None,
@@ -477,6 +477,12 @@ def evaluate(
     context: Annotated[int | None, typer.Option(help="lm: tokens of a window.")] = None,
     stride: Annotated[
         int | None, typer.Option(help="lm: tokens from window to window; default: half.")
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="`paper`: score what the model writes, as the paper did.")
+    ] = None,
+    runs: Annotated[
+        int | None, typer.Option(help="paper: how often each answer is drawn; default: 10.")
     ] = None,
     out: Annotated[
         Path | None,
@@ -504,7 +510,7 @@ def evaluate(
         records = run(
             checkpoints, tasks or (),
             data=data, data_dir=data_dir, limit=limit, context=context, stride=stride,
-            out=out, again=again, observer=display,
+            protocol=protocol, runs=runs, out=out, again=again, observer=display,
         )  # fmt: skip
     if as_json:
         emit({"results": records})

@@ -113,33 +113,35 @@ class Benchmark:
 def find(folder: str | Path) -> dict[str, Benchmark]:
     """Return the benchmarks in a folder by name; hidden files are left out.
 
-    Raises DataError for a missing folder, one without a benchmark, and two files that are the same
-    part of one.
+    Raises DataError for a missing folder, and two files that are the same part of one.
     """
-    root = Path(folder)
-    if not root.is_dir():
-        what = "is no folder" if root.exists() else "there is no such folder"
-        raise DataError(f"{folder}: {what}; name one that holds benchmarks in their original files")
     found: dict[str, dict[str, Path]] = {}
     formats: dict[str, str] = {}
-    for path in sorted(root.rglob("*")):
-        inside = path.relative_to(root)
-        if any(part.startswith(".") for part in inside.parts) or not path.is_file():
-            continue
-        if (known := _recognise(inside, root.absolute().name)) is None:
+    root = Path(folder)
+    for path in files(root):
+        if (known := _recognise(path.relative_to(root), root.absolute().name)) is None:
             continue
         name, formats[name], part = known
         if other := found.setdefault(name, {}).get(part):
             raise DataError(f"{path}: is the same part of {name} as {other}; keep one of them")
         found[name][part] = path
-    if not found:
-        examples = "dev-v1.1.json, anatomy_test.csv, ARC-Easy-Test.jsonl, blimp/*.jsonl"
-        fix = f"keep the files' original names ({examples}; all are in docs/evaluation.md)"
-        raise DataError(f"{folder}: holds no benchmark that nacre knows; {fix}")
     return {
         name: Benchmark(name, formats[name], tuple(parts.values()))
         for name, parts in sorted(found.items())
     }
+
+
+def files(folder: Path) -> list[Path]:
+    """Return the files in a folder, at any depth, less hidden ones; DataError where it is none."""
+    if not folder.is_dir():
+        what = "is no folder" if folder.exists() else "there is no such folder"
+        raise DataError(f"{folder}: {what}; name one that holds benchmarks in their original files")
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    ]
 
 
 def _recognise(path: Path, root: str) -> tuple[str, str, str] | None:
@@ -163,7 +165,7 @@ def fingerprint(benchmark: Benchmark) -> str:
     """Return the SHA-256 (hex) of the names and contents of a benchmark's files."""
     total = hashlib.sha256()
     for path in benchmark.files:
-        for part in (path.name.lower().encode(), _bytes(path)):
+        for part in (path.name.lower().encode(), read_bytes(path)):
             total.update(hashlib.sha256(part).digest())
     return total.hexdigest()
 
@@ -189,15 +191,17 @@ class _Malformed(ValueError):
     """What is wrong with a record; the reader adds where it stands and what was expected."""
 
 
-def _bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """Return what a file holds; raise DataError where it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _text(path: Path) -> str:
-    data = _bytes(path)
+def read_text(path: Path) -> str:
+    """Return a file's text; raise DataError where it is empty or no UTF-8."""
+    data = read_bytes(path)
     if not data:
         raise DataError(f"{path}: the file is empty")
     try:
@@ -228,7 +232,7 @@ def _list(record: Any, key: str) -> list[Any]:
 
 def _mmlu(path: Path) -> Iterator[Item]:
     subject = path.stem.rpartition("_")[0].lower()
-    rows = csv.reader(io.StringIO(_text(path), newline=""))
+    rows = csv.reader(io.StringIO(read_text(path), newline=""))
     try:
         for row in rows:
             where = f"{path}, line {rows.line_num}"
@@ -244,7 +248,7 @@ def _mmlu(path: Path) -> Iterator[Item]:
 
 def _squad(path: Path) -> Iterator[Item]:
     try:
-        whole = json.loads(_text(path))
+        whole = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: it is no JSON ({error}); expected {EXPECTED['squad']}") from None
     place = "the whole"
@@ -268,7 +272,7 @@ def _squad(path: Path) -> Iterator[Item]:
 
 
 def _lambada_text(path: Path) -> Iterator[Item]:
-    for number, line in enumerate(_text(path).split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             where = f"{path}, line {number}"
             try:
@@ -288,7 +292,7 @@ def _jsonl(form: str, item: Callable[[Any, str], Item]) -> Callable[[Path], Iter
     """Return the reader of files with a JSON object a line."""
 
     def read_lines(path: Path) -> Iterator[Item]:
-        for number, line in enumerate(_text(path).split("\n"), 1):
+        for number, line in enumerate(read_text(path).split("\n"), 1):
             if not line.strip():
                 continue
             where = f"{path}, line {number}"

@@ -6,7 +6,6 @@ needs lm_eval, an extra.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from nacre import tokenizer as tokenizers
 from nacre.errors import ConfigError, DataError, Problem
 from nacre.evaluate import benchmarks, language
 from nacre.evaluate.benchmarks import Benchmark, Item
+from nacre.evaluate.extra import require
 from nacre.evaluate.scores import Score, mean_interval
 from nacre.train.observer import Observer
 
@@ -152,13 +152,6 @@ FORMS = {
 # --- runs ---
 
 
-def require() -> None:
-    """Raise ConfigError where lm_eval is not installed."""
-    if importlib.util.find_spec("lm_eval") is None:
-        problem = Problem("benchmarks", "need the package lm_eval", "pip install 'nacre[eval]'")
-        raise ConfigError(problem)
-
-
 def questions(benchmark: Benchmark, limit: int | None = None) -> list[Item]:
     """Return the questions that are scored: of each subject or paradigm the first `limit`.
 
@@ -221,7 +214,7 @@ def score(
     read at once (default: the model class's own), which changes no score. Raises ConfigError for a
     missing package and as `check` does, CheckpointError for a model without finite likelihoods.
     """
-    require()
+    require("lm_eval", "benchmarks")
     from lm_eval.api.instance import Instance
 
     from nacre.evaluate.likelihood import Likelihood

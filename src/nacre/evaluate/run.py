@@ -16,7 +16,7 @@ from nacre import composition
 from nacre import tokenizer as tokenizers
 from nacre.errors import CheckpointError, ConfigError, FingerprintError, Problem
 from nacre.evaluate import results
-from nacre.evaluate.tasks import Options, Task, prepare
+from nacre.evaluate.tasks import Options, Subject, Task, prepare
 from nacre.train import checkpoint
 from nacre.train.observer import Observer
 
@@ -40,6 +40,8 @@ def evaluate(
     limit: int | None = None,
     context: int | None = None,
     stride: int | None = None,
+    protocol: str | None = None,
+    runs: int | None = None,
     out: str | Path | None = None,
     again: bool = False,
     observer: Observer | None = None,
@@ -47,15 +49,17 @@ def evaluate(
     """Score stages, compositions and Hugging Face folders; a run means each of its stages.
 
     `tasks` are names of tasks and families (`tasks.FAMILIES`), or of lm-eval's tasks; default: `lm`
-    on the texts in the folder `data` and the benchmarks whose files are in `data_dir`, without both
-    `probes`. `limit` is the most examples of a task, documents of a domain, or questions of a
-    subject. Returns one record a score, in the order of the checkpoints; they are also kept in
-    `out`, or beside the checkpoint. An evaluation found there is not run again unless `again` asks
-    for it. Everything is checked before any weights are loaded. Raises ConfigError, DataError,
-    CheckpointError and FingerprintError, and CheckpointError for a model without finite scores.
+    on the texts in the folder `data`, and the benchmarks and parallel texts whose files are in
+    `data_dir`; without both `probes`. `protocol` "paper" scores what the model writes in `runs`
+    drawn answers to each question instead. `limit` is the most examples of a task, documents of a
+    domain, or questions of a subject. Returns one record a score, in the order of the checkpoints;
+    they are also kept in `out`, or beside the checkpoint. An evaluation found there is not run
+    again unless `again` asks for it. Everything is checked before any weights are loaded. Raises
+    ConfigError, DataError, CheckpointError and FingerprintError, and CheckpointError for a model
+    without finite scores.
     """
     watch = observer or Observer()
-    prepared = prepare(tasks, Options(data, data_dir, limit, context, stride))
+    prepared = prepare(tasks, Options(data, data_dir, limit, context, stride, protocol, runs))
     targets = [
         _target(folder, prepared, None if out is None else Path(out))
         for folder in _folders(checkpoints)
@@ -142,14 +146,15 @@ def _results(
     if names:
         watch.note(f"{where}: done before, not run again: {', '.join(names)} ({target.file})")
     found: list[dict[str, Any]] = []
-    model: Any = None
+    subject: Subject | None = None
     for task, identity, records in zip(tasks, target.identities, before, strict=True):
         if not records:
-            if model is None:
+            if subject is None:
                 gc.collect()  # models refer to themselves: the one before would stay
                 device = "cuda" if torch.cuda.is_available() else "cpu"
-                model = composition.load_any(target.folder).to(device)  # pyright: ignore
-            scores = task.run(model, target.tokenizer, identity["settings"], where, watch)
+                model: Any = composition.load_any(target.folder).to(device)  # pyright: ignore
+                subject = Subject(model, target.tokenizer, where, watch)
+            scores = task.run(subject, identity["settings"])
             records = results.records(scores, target.folder, identity)
             results.append(target.file, records)
         found += [record | {"checkpoint": where} for record in records]
