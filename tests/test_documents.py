@@ -107,8 +107,9 @@ def test_evaluation_commands_and_python_run(
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench" / "anatomy_test.csv").write_text("Where is it?,here,there,in,out,A\n" * 4)
     monkeypatch.chdir(tmp_path)
-    nacre.grow(plans.load("tiny", [*SMALL, "model.context=128", "data.sources=[novels/]"]),
-               "runs/novels")  # fmt: skip
+    plan = plans.load("tiny", [*SMALL, "model.context=128", "data.sources=[novels/]"])
+    for name in ("novels", "whole"):
+        nacre.grow(plan, f"runs/{name}")
     nacre.compose([f"runs/novels/stages/{stage}" for stage in ("01", "02")], "runs/two")
     document = ROOT / "docs" / "evaluation.md"
     run_commands(document)

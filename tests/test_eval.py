@@ -21,13 +21,14 @@ from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel
 
 import nacre
-from nacre import composition, tables
+from nacre import composition
 from nacre import tokenizer as tokenizers
 from nacre.errors import CheckpointError, ConfigError, DataError, FingerprintError, NacreError
 from nacre.evaluate import language, results, tasks
 from nacre.evaluate.run import evaluate
 from nacre.evaluate.tasks import FAMILIES, Options
 from nacre.models import stock
+from nacre.report.tables import short_name
 from nacre.train import checkpoint
 from nacre.train.observer import Observer
 
@@ -499,9 +500,8 @@ def test_mistakes_are_one_message(command: Command, mine: Path) -> None:
 
 
 def test_columns_are_called_by_the_end_of_their_paths_that_differs() -> None:
-    short = tables._short
     folders = ["runs/a/stages/01", "runs/b/stages/01", "runs/b/stages/02", "/x/both", "both"]
-    assert [short(folder, folders) for folder in folders] == [
+    assert [short_name(folder, folders) for folder in folders] == [
         "a/stages/01", "b/stages/01", "02", "x/both", "both",
     ]  # fmt: skip
 

@@ -18,7 +18,8 @@ import yaml
 from nacre import report
 from nacre.errors import CheckpointError
 from nacre.report import tables
-from nacre.report.charts import LIGHT, draw_bits, draw_loss, draw_resources, smooth
+from nacre.report.canvas import LIGHT
+from nacre.report.charts import draw_bits, draw_loss, draw_resources, smooth
 from nacre.report.page import chain
 from nacre.train import checkpoint
 
@@ -319,10 +320,10 @@ def test_a_failed_report_leaves_the_old_one(
     index = report.write(run.path)
     before = index.read_bytes()
 
-    def fail(*_: object) -> str:
+    def fail(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("nacre.report.page.picture", fail)
+    monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(CheckpointError, match="report: cannot be written: No space left"):
         report.write(run.path)
     assert index.read_bytes() == before

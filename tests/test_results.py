@@ -113,7 +113,7 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         results.read(path)
     assert str(caught.value).startswith(f"{path}, line 2: damaged: lacks ")
-    assert str(caught.value).endswith("; remove the line, or name another file with --out")
+    assert str(caught.value).endswith("; remove the line; what it said can be evaluated again")
 
 
 def test_what_was_done_is_found_and_the_newest_counts() -> None:

@@ -566,14 +566,29 @@ def study(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="A run's folder.")], as_json: Json = False
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="A run, several, or a composition.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The folder to write; default: report in RUN, of several runs here."),
+    ] = None,
+    as_json: Json = False,
 ) -> None:
-    """Write a run's report (again): plots as PNG and one self-contained HTML page."""
+    """Write a report (again): plots as PNG and one self-contained HTML page.
+
+    nacre report runs/novels
+
+    nacre report runs/novels runs/whole --out compared
+
+    nacre report both
+    """
     from nacre import report as reports
 
-    page = reports.write(run)
+    page = reports.write(*runs, out=out)
     if as_json:
-        emit({"run": str(run), "report": str(page)})
+        named = {"run": str(runs[0])} if len(runs) == 1 else {"runs": list(map(str, runs))}
+        emit({**named, "report": str(page)})
     else:
         print(page)
 

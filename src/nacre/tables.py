@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -12,7 +11,7 @@ from rich.text import Text
 
 from nacre.growth.budget import StageCost
 from nacre.report import stage_table
-from nacre.report.tables import count, size
+from nacre.report.tables import count, short_name, size
 
 
 def stages(records: Sequence[Mapping[str, Any]]) -> Table:
@@ -78,7 +77,7 @@ def evaluations(records: Sequence[Mapping[str, Any]]) -> Table:
     for record in records:
         key = (record["task"], record["subset"], record["metric"])
         rows.setdefault(key, {})[record["checkpoint"]] = record
-    cells = [["score", "n", "chance", *(_short(folder, folders) for folder in folders)]]
+    cells = [["score", "n", "chance", *(short_name(folder, folders) for folder in folders)]]
     for (task, subset, metric), row in rows.items():
         some = next(iter(row.values()))
         chance = "" if some["chance"] is None else f"{some['chance']:.3f}"
@@ -86,16 +85,6 @@ def evaluations(records: Sequence[Mapping[str, Any]]) -> Table:
         scores = [_score(row[folder]) if folder in row else "" for folder in folders]
         cells.append([name, f"{some['n']:,}", chance, *scores])
     return named_rows(cells)
-
-
-def _short(folder: str, folders: Sequence[str]) -> str:
-    """Return the end of a path, and so much of it that no other one ends alike."""
-    parts = Path(folder).parts
-    for length in range(1, len(parts)):
-        end = parts[-length:]
-        if end[0] != "stages" and sum(Path(f).parts[-length:] == end for f in folders) == 1:
-            return "/".join(end)
-    return folder
 
 
 def _score(record: Mapping[str, Any]) -> str:

@@ -124,14 +124,34 @@ def read(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             record = {"commit": None} | json.loads(line)  # records were once without
-            lacking = [key for key in KEYS if key not in record]
+            wrong = [f"lacks {key}" for key in KEYS if key not in record] or _wrong(record)
         except (ValueError, TypeError):
-            lacking = ["a record"]
-        if lacking:
-            fix = "remove the line, or name another file with --out"
-            raise CheckpointError(f"{path}, line {number}: damaged: lacks {lacking[0]}; {fix}")
+            wrong = ["lacks a record"]
+        if wrong:
+            fix = "remove the line; what it said can be evaluated again"
+            raise CheckpointError(f"{path}, line {number}: damaged: {wrong[0]}; {fix}")
         found.append(record)
     return found
+
+
+def _wrong(record: Mapping[str, Any]) -> list[str]:
+    """Return which values of a record are not of their kind."""
+    kinds = (
+        dict.fromkeys(("fingerprint", "task", "subset", "metric", "version", "date"), (str,))
+        | {"settings": (dict,), "interval": (list, type(None)), "n": (int,), "value": (int, float)}
+        | dict.fromkeys(("chance", "corrected"), (int, float, type(None)))
+    )
+    wrong = [
+        f"{key} is {record[key]!r}" for key, kind in kinds.items() if type(record[key]) not in kind
+    ]
+    ends = record["interval"]
+    if (
+        not wrong
+        and ends is not None
+        and not (len(ends) == 2 and all(type(end) in (int, float) for end in ends))
+    ):
+        wrong.append(f"interval is {ends!r}")
+    return wrong
 
 
 def append(path: Path, new: Sequence[Mapping[str, Any]]) -> None:

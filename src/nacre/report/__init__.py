@@ -1,10 +1,61 @@
-"""The report of a run: three charts and one page that works anywhere, made from its files alone.
+"""Reports: charts and one page that works anywhere, made from files alone.
 
-The same files give the same report, byte for byte.
+Of a run how it was trained and what it scored, of several runs both beside each other, of a
+composition its scores beside its experts'. The same files give the same report, byte for byte.
 """
 
+from __future__ import annotations
+
+from pathlib import Path
+
+from nacre.composition import is_composition
+from nacre.errors import ConfigError, Problem
+from nacre.report import comparison, composition, page
 from nacre.report.files import RunFiles, StageView, load_run
-from nacre.report.page import write
 from nacre.report.tables import ledger_table, stage_table
 
 __all__ = ["RunFiles", "StageView", "ledger_table", "load_run", "stage_table", "write"]
+
+
+def write(*folders: str | Path, out: str | Path | None = None) -> Path:
+    """Write the report of a run, a composition, or several runs together; return its `index.html`.
+
+    It goes to the folder `out`; by default to `report/` in the run or composition, of several runs
+    in the current folder. Raises ConfigError for folders that do not go together or an `out` that
+    holds something else, CheckpointError and FingerprintError as each page does.
+    """
+    paths = list(map(Path, folders))
+    problems: list[Problem] = []
+    if not paths:
+        problems.append(Problem("runs", "there are none", "name a run, or several"))
+    if len({path.resolve() for path in paths}) < len(paths):
+        problems.append(Problem("runs", "one is named twice", "name each once"))
+    if len(paths) > 1:
+        problems += [
+            Problem(str(path), "is a composition", "report it alone, or name runs only")
+            for path in paths
+            if is_composition(path)
+        ]
+    target = Path("report") if out is None and len(paths) > 1 else out and Path(out)
+    if target and (problem := _taken(target)):
+        problems.append(Problem("--out", problem, "name a new folder, or that of a report"))
+    if problems:
+        raise ConfigError(problems)
+    if len(paths) > 1:
+        assert target
+        return comparison.write(paths, target)
+    one = composition.write if is_composition(paths[0]) else page.write
+    return one(paths[0], target or None)
+
+
+def _taken(target: Path) -> str:
+    """Say why a report cannot replace what is at a place, if it cannot."""
+    if not target.exists():
+        return ""
+    if not target.is_dir():
+        return f"{target} is a file"
+    names = sorted(path.name for path in target.iterdir())
+    strange = [name for name in names if Path(name).suffix not in (".html", ".png", ".csv")]
+    if strange or (names and "index.html" not in names):
+        return f"{target} holds what is no report ({(strange or names)[0]})"
+    return ""

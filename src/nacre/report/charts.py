@@ -1,4 +1,4 @@
-"""The three charts of a report, drawn without any global state of matplotlib.
+"""The three charts of a run's training, drawn without any global state of matplotlib.
 
 Training and held-out loss with stage boundaries is Figure 4 of arXiv 2507.07129.
 """
@@ -6,105 +6,30 @@ Training and held-out loss with stage boundaries is Figure 4 of arXiv 2507.07129
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patheffects import AbstractPathEffect, withStroke
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter
 
+from nacre.report.canvas import Theme, canvas, halo, inches, round_ticks, subtitle
 from nacre.report.files import RunFiles, Series, StageView
 from nacre.report.tables import count, size
 
 
-@dataclass(frozen=True)
-class Theme:
-    """Colors of a chart: blue and vermilion differ for every kind of color vision (Okabe-Ito)."""
-
-    paper: str
-    ink: str
-    muted: str
-    grid: str
-    band: str
-    training: str
-    held_out: str
-    memory: str
-    faint: str
-
-
-LIGHT = Theme(
-    paper="#ffffff", ink="#1c2127", muted="#5b6570", grid="#e4e7eb", band="#f5f6f8",
-    training="#0072b2", held_out="#c8500a", memory="#00805c", faint="#a9b3bd",
-)  # fmt: skip
-DARK = Theme(
-    paper="#15191e", ink="#e8ebee", muted="#9aa5b1", grid="#2b323a", band="#1b2026",
-    training="#56b4e9", held_out="#f0934a", memory="#35c49a", faint="#5d6873",
-)  # fmt: skip
-
-
-def _canvas(
-    title: str, theme: Theme, wide: bool, height: float, columns: int = 1, right: float = 0.3
-) -> tuple[Figure, list[Axes]]:
-    """Return a figure with a title and empty axes; narrow figures stack their axes."""
-    width = 9.0 if wide else 4.2
-    rows, across = (1, columns) if wide else (columns, 1)
-    tall = height * rows + 0.25 * (rows - 1)
-    figure = Figure(figsize=(width, tall), facecolor=theme.paper, dpi=160 if wide else 200)
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, across, squeeze=False)
-    figure.subplots_adjust(
-        left=0.72 / width, right=1 - right / width, top=1 - 1.02 / tall, bottom=0.62 / tall,
-        wspace=0.28, hspace=0.5,
-    )  # fmt: skip
-    figure.text(
-        0.2 / width, 1 - 0.2 / tall, title, color=theme.ink, size=12.5, weight="bold", va="top"
-    )
-    for ax in grid.flat:
-        ax.set_facecolor(theme.paper)
-        ax.spines[:].set_visible(False)
-        ax.spines["bottom"].set(visible=True, color=theme.faint)
-        ax.tick_params(length=0, labelsize=9, labelcolor=theme.muted, pad=5)
-        ax.grid(axis="y", color=theme.grid, linewidth=0.8)
-        ax.set_axisbelow(True)
-        ax.yaxis.set_major_locator(_round_ticks(6))
-    return figure, list(grid.flat)
-
-
-def _round_ticks(most: int) -> MaxNLocator:
-    return MaxNLocator(most, steps=[1, 2, 2.5, 5, 10])
-
-
-def _halo(theme: Theme) -> list[AbstractPathEffect]:
-    """Keep a label readable where a line passes behind it."""
-    return [withStroke(linewidth=3, foreground=theme.paper)]
-
-
-def _subtitle(figure: Figure, theme: Theme, text: str) -> None:
-    width, tall = figure.get_size_inches()
-    figure.text(0.2 / width, 1 - 0.47 / tall, text, color=theme.muted, size=9, va="top")
-
-
-def _inches(ax: Axes) -> tuple[float, float]:
-    box = ax.get_position()
-    width, tall = ax.get_figure().get_size_inches()  # pyright: ignore
-    return box.width * width, box.height * tall
-
-
 def draw_loss(files: RunFiles, views: Sequence[StageView], theme: Theme, wide: bool) -> Figure:
     """Draw training and held-out loss over all tokens, stages marked and labeled by depth."""
-    figure, (ax,) = _canvas("Loss over the run", theme, wide, 4.6 if wide else 4.0, right=1.05)
+    figure, (ax,) = canvas("Loss over the run", theme, wide, 4.6 if wide else 4.0, right=1.05)
     total = max(views[-1].end, 1)
     longest = max(len(view.training) for view in views)
     window = max(1, longest // 50)
-    subtitle = "nats a token"
+    about = "nats a token"
     if window > 1:
         thin = "training: each step (thin), " if wide else "bold: "
         bold = " (bold)" if wide else ""
-        subtitle += f"; {thin}mean of {window // 2 * 2 + 1} steps{bold}"
-    _subtitle(figure, theme, subtitle)
+        about += f"; {thin}mean of {window // 2 * 2 + 1} steps{bold}"
+    subtitle(figure, theme, about)
     later: list[float] = []
     ends: dict[str, float] = {}
     for index, view in enumerate(views):
@@ -129,10 +54,10 @@ def draw_loss(files: RunFiles, views: Sequence[StageView], theme: Theme, wide: b
     _loss_range(ax, views, later, theme)
     _stage_labels(ax, views, total, theme)
     _end_labels(ax, ends, {"training": theme.training, "held-out": theme.held_out})
-    ax.xaxis.set_major_locator(_round_ticks(7 if wide else 4))
+    ax.xaxis.set_major_locator(round_ticks(7 if wide else 4))
     if not views[-1].end:
         ax.set_xticks([0])
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _tick(x)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: tick(x)))
     ax.set_xlabel("tokens trained on, all stages", color=theme.muted, size=9, labelpad=6)
     return figure
 
@@ -154,14 +79,14 @@ def _loss_range(ax: Axes, views: Sequence[StageView], later: list[float], theme:
             f"↑ up to {above[:, 1].max():.2f}", (last, 1), xycoords=("data", "axes fraction"),
             xytext=(16 if left else -16, -6), textcoords="offset points",
             ha="left" if left else "right", va="top", size=8.5, color=theme.muted,
-            path_effects=_halo(theme),
+            path_effects=halo(theme),
         )  # fmt: skip
 
 
 def _stage_labels(ax: Axes, views: Sequence[StageView], total: int, theme: Theme) -> None:
-    inches = _inches(ax)[0]
-    widths = [(view.end - view.start) / total * inches for view in views]
-    room = min((width for width in widths if width > 0.16), default=inches)
+    across = inches(ax)[0]
+    widths = [(view.end - view.start) / total * across for view in views]
+    room = min((width for width in widths if width > 0.16), default=across)
     for view, width in zip(views, widths, strict=True):
         if width <= 0.16 and len(views) > 1:
             continue
@@ -190,7 +115,7 @@ def _end_labels(ax: Axes, ends: Mapping[str, float], colors: Mapping[str, str]) 
     """Name each line at its right end with its last value, at most one line of text apart."""
     finite = sorted((value, name) for name, value in ends.items() if np.isfinite(value))
     bottom, top = ax.get_ylim()
-    gap = 0.38 / _inches(ax)[1] * (top - bottom)
+    gap = 0.38 / inches(ax)[1] * (top - bottom)
     places = [value for value, _ in finite]
     if len(places) == 2 and places[1] - places[0] < gap:
         middle = max(sum(places) / 2, bottom + gap)
@@ -205,7 +130,7 @@ def _end_labels(ax: Axes, ends: Mapping[str, float], colors: Mapping[str, str]) 
 
 def draw_bits(files: RunFiles, views: Sequence[StageView], theme: Theme, wide: bool) -> Figure:
     """Draw held-out bits per byte after every stage; a running stage's last value is hollow."""
-    figure, (ax,) = _canvas("Held-out bits per byte by depth", theme, wide, 4.0)
+    figure, (ax,) = canvas("Held-out bits per byte by depth", theme, wide, 4.0)
     scored = [view for view in views if len(view.held_out)]
     places = np.arange(len(scored))
     bits = np.array([view.held_out[-1, 2] for view in scored])
@@ -213,19 +138,19 @@ def draw_bits(files: RunFiles, views: Sequence[StageView], theme: Theme, wide: b
     ax.plot(places, bits, color=theme.held_out, linewidth=1.8, zorder=2)
     face = [theme.held_out if finished else theme.paper for finished in done]
     ax.scatter(places, bits, s=52, color=face, edgecolors=theme.held_out, linewidths=1.8, zorder=3)
-    every = _inches(ax)[0] / max(len(scored), 1) > 0.5
+    every = inches(ax)[0] / max(len(scored), 1) > 0.5
     for index, value in enumerate(bits):
         if every or index in (0, len(bits) - 1):
             ax.annotate(
                 f"{value:.3f}", (index, value), xytext=(1, 8), textcoords="offset points",
-                size=9, weight="bold", color=theme.ink, path_effects=_halo(theme),
+                size=9, weight="bold", color=theme.ink, path_effects=halo(theme),
             )  # fmt: skip
     _stage_ticks(ax, scored, theme)
     finite = bits[np.isfinite(bits)]
     if len(finite):
         spread = finite.max() - finite.min() or 0.1 * abs(finite.max())
         ax.set_ylim(finite.min() - 0.3 * spread, finite.max() + 0.35 * spread)
-    _subtitle(figure, theme, _bits_summary(files, views, wide))
+    subtitle(figure, theme, _bits_summary(files, views, wide))
     return figure
 
 
@@ -240,9 +165,9 @@ def _bits_summary(files: RunFiles, views: Sequence[StageView], wide: bool) -> st
 
 def draw_resources(files: RunFiles, views: Sequence[StageView], theme: Theme, wide: bool) -> Figure:
     """Draw active and total parameters and peak memory of every finished stage, from zero."""
-    figure, axes = _canvas("What a stage takes", theme, wide, 4.0 if wide else 3.6, columns=2)
+    figure, axes = canvas("What a stage takes", theme, wide, 4.0 if wide else 3.6, columns=2)
     done = [view for view in views if view.finished]
-    _subtitle(figure, theme, "" if done else "no stage has finished yet")
+    subtitle(figure, theme, "" if done else "no stage has finished yet")
     active, total, memory = (
         [float(record[name]) for record in files.records]
         for name in ("active_parameters", "total_parameters", "peak_memory_bytes")
@@ -250,7 +175,7 @@ def draw_resources(files: RunFiles, views: Sequence[StageView], theme: Theme, wi
     _bars(axes[0], [("active", active, theme.training), ("total", total, theme.faint)], theme)
     _bars(axes[1], [("peak memory", memory, theme.memory)], theme)
     unit, name = (1e9, "GB") if max(memory, default=0) >= 1e9 else (1e6, "MB")
-    axes[0].yaxis.set_major_formatter(FuncFormatter(lambda y, _: _tick(y)))
+    axes[0].yaxis.set_major_formatter(FuncFormatter(lambda y, _: tick(y)))
     axes[1].yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y / unit:g} {name}"))
     for ax, what in zip(axes, (" parameters", f" of the {_memory_of(files)}"), strict=True):
         ax.annotate(
@@ -265,7 +190,7 @@ def _bars(ax: Axes, series: Sequence[tuple[str, list[float], str]], theme: Theme
     """Draw grouped bars from zero, values on top where they fit, names in their colors above."""
     stages, groups = len(series[0][1]), len(series)
     width = min(0.8 / groups, 0.5)
-    room = _inches(ax)[0] / max(stages, 1) * width
+    room = inches(ax)[0] / max(stages, 1) * width
     highest = max((value for _, values, _ in series for value in values), default=1.0)
     ax.set_ylim(0, highest * 1.12 or 1)
     if not stages:
@@ -292,7 +217,7 @@ def _bars(ax: Axes, series: Sequence[tuple[str, list[float], str]], theme: Theme
 
 
 def _stage_ticks(ax: Axes, views: Sequence[StageView], theme: Theme) -> None:
-    room = _inches(ax)[0] / max(len(views), 1)
+    room = inches(ax)[0] / max(len(views), 1)
     labels = ["?" if view.depth is None else str(view.depth) for view in views]
     if room > 0.36:
         labels = [
@@ -303,7 +228,8 @@ def _stage_ticks(ax: Axes, views: Sequence[StageView], theme: Theme) -> None:
     ax.set_xlabel("depth after the stage (blocks)", color=theme.muted, size=9, labelpad=4)
 
 
-def _tick(number: float) -> str:
+def tick(number: float) -> str:
+    """Shorten the number at a tick: 2.5K, 40M."""
     for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
         if abs(number) >= unit:
             return f"{number / unit:g}{name}"

@@ -1,76 +1,39 @@
-"""The page of a report: one HTML file with its charts inside, for any screen, light or dark."""
+"""The page of one run: an HTML file with its charts inside, for any screen, light or dark."""
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import shlex
 from collections.abc import Mapping, Sequence
-from importlib import resources
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from nacre.errors import CheckpointError
-from nacre.report.charts import CHARTS, DARK, LIGHT, Theme
+from nacre.report import section
+from nacre.report.charts import CHARTS
 from nacre.report.files import RunFiles, StageView, load_run
+from nacre.report.html import document, pairs, picture, render, table, write_folder
 from nacre.report.tables import count, ledger_table, size, stage_table
-from nacre.train import checkpoint
 
 
-def write(run: str | Path) -> Path:
-    """Write `RUN/report/` anew, as a whole or not at all, and return its `index.html`.
+def write(run: str | Path, out: Path | None = None) -> Path:
+    """Write a run's report to `out`, or `RUN/report/`, and return its `index.html`.
 
-    Beside the page stand `loss.png`, `bits-per-byte.png` and `resources.png`. Raises
-    `CheckpointError` as `load_run` does, and if the folder cannot be written.
+    Beside the page stand `loss.png`, `bits-per-byte.png` and `resources.png` and, where the run has
+    scores of `nacre eval`, their charts and `scores.csv`. Raises CheckpointError as `load_run`
+    does, for damaged records, and if the folder cannot be written.
     """
     files = load_run(run)
+    scores = section.of_run(files)
     views = files.views()
-    target = files.path / "report"
-    try:
-        with checkpoint.new_folder(target) as partial:
-            pictures: dict[str, str] = {}
-            for name, draw in CHARTS.items():
-                images = {
-                    (theme, wide): png(draw(files, views, theme, wide))
-                    for theme in (LIGHT, DARK)
-                    for wide in (True, False)
-                }
-                (partial / f"{name}.png").write_bytes(images[LIGHT, True])
-                pictures[name] = picture(images, describe(name, files, views))
-            (partial / "index.html").write_text(page(files, views, pictures), encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"{target}: cannot be written: {error.strerror or error}") from None
-    return target / "index.html"
-
-
-def png(figure: Figure) -> bytes:
-    """Render a figure; nothing in the bytes depends on the time or the version of a library."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def picture(images: Mapping[tuple[Theme, bool], bytes], text: str) -> str:
-    """Return a `<picture>` that holds a chart for light and dark, wide and narrow screens."""
-    media = {
-        (DARK, False): "(prefers-color-scheme: dark) and (max-width: 40rem)",
-        (DARK, True): "(prefers-color-scheme: dark)",
-        (LIGHT, False): "(max-width: 40rem)",
+    drawn = {
+        name: render(name, partial(draw, files, views), describe(name, files, views))
+        for name, draw in CHARTS.items()
     }
-    sources = "".join(
-        f'<source media="{rule}" srcset="{_data(images[key])}">' for key, rule in media.items()
-    )
-    fallback = f'<img src="{_data(images[LIGHT, True])}" alt="{html.escape(text)}">'
-    return f"<picture>{sources}{fallback}</picture>"
-
-
-def _data(image: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(image).decode("ascii")
+    text = page(files, views, {name: picture(chart) for name, chart in drawn.items()}, scores.html)
+    pictures = [*drawn.values(), *scores.pictures]
+    return write_folder(out or files.path / "report", text, pictures, scores.files)
 
 
 def describe(name: str, files: RunFiles, views: Sequence[StageView]) -> str:
@@ -93,12 +56,15 @@ def describe(name: str, files: RunFiles, views: Sequence[StageView]) -> str:
     )
 
 
-def page(files: RunFiles, views: Sequence[StageView], pictures: Mapping[str, str]) -> str:
+def page(
+    files: RunFiles, views: Sequence[StageView], pictures: Mapping[str, str], scores: str = ""
+) -> str:
     """Return the whole page; whatever comes from the run is escaped."""
-    template = resources.files("nacre.report").joinpath("page.html").read_text(encoding="utf-8")
-    run = files.run
+    run, none = files.run, "No stage has finished yet."
     ledger = ledger_table(files.records)
-    return Template(template).substitute(
+    return document(
+        "run.html",
+        f"{run['name']}: a nacre run",
         name=html.escape(str(run["name"])),
         summary=html.escape(summary(files, views)),
         notice=notice(files, views),
@@ -107,8 +73,9 @@ def page(files: RunFiles, views: Sequence[StageView], pictures: Mapping[str, str
         bits=pictures["bits-per-byte"],
         resources=pictures["resources"],
         memory=memory_note(files),
-        stages=table(stage_table(files.records)),
-        ledger=table(ledger, code=("parent", "fingerprint")),
+        scores=scores,
+        stages=table(stage_table(files.records), empty=none),
+        ledger=table(ledger, code=("parent", "fingerprint"), empty=none),
         chain=html.escape(chain(files)),
         plan=html.escape(files.plan_text.strip()),
         versions=pairs(run["versions"]),
@@ -197,37 +164,6 @@ def chain(files: RunFiles) -> str:
         "Every frozen tensor has the hash that the stage below recorded, and every stage names the "
         "one below as its parent. This compares the ledgers; the weights are not hashed again."
     )
-
-
-def table(rows: Sequence[Mapping[str, str]], code: Sequence[str] = ()) -> str:
-    """Return a table that scrolls sideways on a narrow screen, or a line that says it is empty."""
-    if not rows:
-        return "<p>No stage has finished yet.</p>"
-    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in rows[0])
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f"<td><code>{html.escape(cell)}</code></td>"
-            if name in code
-            else f"<td>{html.escape(cell)}</td>"
-            for name, cell in row.items()
-        )
-        + "</tr>"
-        for row in rows
-    )
-    return (
-        '<div class="scroll" tabindex="0"><table>'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def pairs(values: Mapping[str, Any]) -> str:
-    """Return names and values as a definition list."""
-    items = "".join(
-        f"<dt>{html.escape(str(name))}</dt><dd>{html.escape(str(value))}</dd>"
-        for name, value in values.items()
-    )
-    return f'<dl class="pairs">{items}</dl>'
 
 
 def flat(values: Mapping[str, Any], before: str = "") -> dict[str, str]:

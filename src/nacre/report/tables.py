@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 
@@ -82,3 +83,13 @@ def count(number: float) -> str:
 def size(number: float) -> str:
     """Write bytes as MB or GB, powers of ten."""
     return f"{number / 1e6:.0f} MB" if round(number / 1e6) < 1000 else f"{number / 1e9:.2f} GB"
+
+
+def short_name(folder: str, folders: Sequence[str]) -> str:
+    """Return the end of a path, and so much of it that no other one ends alike."""
+    parts = Path(folder).parts
+    for length in range(1, len(parts)):
+        end = parts[-length:]
+        if end[0] != "stages" and sum(Path(f).parts[-length:] == end for f in folders) == 1:
+            return "/".join(end)
+    return folder
