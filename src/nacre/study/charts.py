@@ -1,0 +1,101 @@
+"""The charts of a study: score against cost over budgets, and over the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+from nacre.report.canvas import LIGHT, MARKERS, canvas, legend, subtitle
+from nacre.report.charts import tick
+
+COSTS = {"seconds": "seconds of training", "tokens": "tokens"}
+Looks = Mapping[str, tuple[str, str]]
+
+
+def draw_budgets(found: Mapping[str, Any]) -> Figure | None:
+    """Draw the final bits per byte of every arm against wall-clock and tokens; bars span seeds."""
+    runs = [run for run in found["runs"] if run["bits_per_byte"] is not None]
+    if not runs:
+        return None
+    figure, axes, looks = _panels(runs, "Held-out bits per byte of finished runs")
+    names = f"seeds {', '.join(map(str, found['study']['seeds']))}: mean, lowest and highest"
+    subtitle(figure, LIGHT, names)
+    for ax, cost in zip(axes, COSTS, strict=True):
+        for arm, (color, marker) in looks.items():
+            points: dict[float, list[tuple[float, float]]] = {}
+            for run in runs:
+                if run["arm"] == arm:
+                    points.setdefault(run["budget"], []).append((run[cost], run["bits_per_byte"]))
+            middle = [
+                (fmean(x for x, _ in group), fmean(y for _, y in group))
+                for _, group in sorted(points.items())
+            ]
+            ax.plot(*zip(*middle, strict=True), color=color, marker=marker, linewidth=1.6)
+            for (x, _), (_, group) in zip(middle, sorted(points.items()), strict=True):
+                ends = [y for _, y in group]
+                ax.vlines(x, min(ends), max(ends), color=color, linewidth=1.2)
+        _finish(ax, cost)
+    return figure
+
+
+def draw_curves(found: Mapping[str, Any]) -> Figure | None:
+    """Draw held-out bits per byte over the run, of every arm's largest budget and first seed."""
+    chosen: dict[str, Mapping[str, Any]] = {}
+    for run in found["runs"]:
+        best = chosen.get(run["arm"])
+        if best is None or (-run["budget"], run["seed"]) < (-best["budget"], best["seed"]):
+            chosen[run["arm"]] = run
+    if not chosen:
+        return None
+    figure, axes, looks = _panels(list(chosen.values()), "Held-out bits per byte during a run")
+    subtitle(figure, LIGHT, "the largest budget of each arm, first seed; marks end stages")
+    for ax, cost in zip(axes, COSTS, strict=True):
+        for arm, run in chosen.items():
+            color, marker = looks[arm]
+            points = [(p[cost], p["bits_per_byte"]) for p in run["curve"] if p[cost]]
+            ax.plot(*zip(*points, strict=True), color=color, linewidth=1.4)
+            ends, total = [], 0.0
+            for stage in run["stages"]:
+                total += stage[cost]
+                ends.append((total, stage["bits_per_byte"]))
+            ax.plot(*zip(*ends, strict=True), color=color, marker=marker, linestyle="")
+        later = [
+            p["bits_per_byte"]
+            for run in chosen.values()
+            for p in run["curve"]
+            if p[cost] > run[cost] / 20
+        ]
+        ax.set_ylim(min(later) * 0.98, max(later) * 1.02)
+        _finish(ax, cost)
+    return figure
+
+
+def _panels(runs: Sequence[Mapping[str, Any]], title: str) -> tuple[Figure, list[Axes], Looks]:
+    """Return a figure with one axes for each kind of cost, and how every arm looks."""
+    arms = list(dict.fromkeys(run["arm"] for run in runs))
+    figure, axes = canvas(title, LIGHT, wide=True, height=4.6, columns=len(COSTS))
+    looks: Looks = {
+        arm: (LIGHT.lines[index % len(LIGHT.lines)], list(MARKERS)[index % len(MARKERS)])
+        for index, arm in enumerate(arms)
+    }
+    legend(figure, looks, wide=True)
+    return figure, axes, looks
+
+
+def _finish(ax: Axes, cost: str) -> None:
+    ax.set_xscale("log")
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: tick(x)))
+    ax.set_xlabel(COSTS[cost], color=LIGHT.muted, size=9, labelpad=4)
+
+
+CHARTS: Mapping[str, tuple[Callable[[Mapping[str, Any]], Figure | None], str]] = {
+    "budgets": (draw_budgets, "Held-out bits per byte against wall-clock and tokens, by arm"),
+    "curves": (draw_curves, "Held-out bits per byte over the run, by arm"),
+}
+"""By file name: how a chart is drawn, and what it shows."""

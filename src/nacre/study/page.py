@@ -1,0 +1,133 @@
+"""What a study leaves for people: a page of tables, charts and sentences, made from its results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from nacre.report.tables import count, size
+from nacre.study.charts import CHARTS
+from nacre.train import checkpoint
+
+PAGE, RESULTS = "README.md", "results.json"
+Row = dict[str, str]
+
+
+def write(found: Mapping[str, Any], out: str | Path) -> Path:
+    """Write what `read_results` returned into the folder `out`: `results.json`, charts, a page.
+
+    Returns the page, Markdown that shows the charts beside it. The same results give the same
+    files, byte for byte.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_json(out / RESULTS, found)
+    pictures: list[str] = []
+    for name, (draw, alt) in CHARTS.items():
+        figure = draw(found)
+        if figure is not None:
+            figure.savefig(out / f"{name}.png", metadata={"Software": None})
+            pictures.append(f"![{alt}]({name}.png)")
+    parts = [f"# {found['study']['name']}", about(found), *sections(found)]
+    checkpoint.write_text(out / PAGE, "\n\n".join([*parts, *pictures]) + "\n")
+    return out / PAGE
+
+
+def about(found: Mapping[str, Any]) -> str:
+    """Return a sentence on what was run, where, and what is missing."""
+    study, machine = found["study"], found["machine"]
+    text = f"{len(found['runs'])} runs, seeds {', '.join(map(str, study['seeds']))}"
+    if machine:
+        where = machine["accelerator"] or machine["processor"] or machine["device"]
+        text += f"; {where}, {machine['threads']} threads a run, torch {machine['torch']}"
+        text += f", transformers {machine['transformers']}"
+        text += " (not all runs on the same: wall-clock does not compare)" * machine["mixed"]
+    missing = len(found["missing"])
+    return f"{text}." + f" {missing} runs are missing." * bool(missing)
+
+
+def sections(found: Mapping[str, Any]) -> list[str]:
+    """Return the tables and the verdicts of a study as Markdown."""
+    parts = [table(arm_rows(found["runs"]))]
+    if found["comparisons"]:
+        parts += [f"Against {found['study']['baseline']}, bits per byte at equal cost:"]
+        parts += [table(comparison_rows(found["comparisons"]))]
+    said = [claim["sentence"] for claim in found["claims"]]
+    said += [crossing(each) for each in found["crossings"] if each["below"]]
+    return [*parts, "\n".join(f"- {sentence}" for sentence in said)]
+
+
+def crossing(found: Mapping[str, Any]) -> str:
+    """Say at which costs an arm has fewer bits per byte than another."""
+    unit = {"tokens": "tokens", "flops": "FLOPs", "seconds": "seconds"}[found["at"]]
+    arm, against, below = found["arm"], found["against"], found["below"]
+    first, last = below[0], below[-1]
+    between = f"from {first['cost']:.3g} to {last['cost']:.3g} {unit}"
+    if not found["costs"]:
+        lies = "below" if first["below"] else "not below"
+        return f"{arm} lies {lies} {against} everywhere {between}"
+    costs = ", ".join(f"{cost:.3g}" for cost in found["costs"])
+    begins = "below" if first["below"] else "above"
+    return f"{arm} begins {begins} {against} and crosses it at {costs} {unit} ({between})"
+
+
+def arm_rows(runs: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Return a row for each arm and budget: its costs and score, the mean over seeds."""
+    groups: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault((run["arm"], run["budget"]), []).append(run)
+    return [
+        {
+            "arm": arm,
+            "budget": f"x{budget:g}",
+            "seeds": str(len(group)),
+            "tokens": count(group[0]["tokens"]),
+            "FLOPs": f"{group[0]['flops']:.2e}",
+            "seconds": f"{fmean(run['seconds'] for run in group):,.0f}",
+            "peak memory": size(fmean(run["peak_memory_bytes"] for run in group)),
+            "active": count(group[0]["active_parameters"]),
+            "total": count(group[0]["total_parameters"]),
+            "bits per byte": spread([run["bits_per_byte"] for run in group]),
+        }
+        for (arm, budget), group in groups.items()
+    ]
+
+
+def comparison_rows(comparisons: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """Return a row for each arm and budget: its ratio to the baseline at every kind of cost."""
+    rows: dict[tuple[str, float], Row] = {}
+    titles = {"tokens": "equal tokens", "flops": "equal FLOPs", "seconds": "equal wall-clock"}
+    for each in comparisons:
+        row = rows.setdefault(
+            (each["arm"], each["budget"]),
+            {"arm": each["arm"], "budget": f"x{each['budget']:g}"}
+            | dict.fromkeys(titles.values(), "–"),
+        )
+        row[titles[each["at"]]] = ratio(each)
+    return list(rows.values())
+
+
+def ratio(compared: Mapping[str, Any]) -> str:
+    """Return a ratio with its interval over seeds, `0.970x (0.962 to 0.978)`."""
+    if compared["interval"] is None:
+        return f"{compared['mean']:.3f}x"
+    low, high = compared["interval"]
+    return f"{compared['mean']:.3f}x ({low:.3f} to {high:.3f})"
+
+
+def spread(values: Sequence[float | None]) -> str:
+    """Return the mean of what was measured and, of several, the lowest and the highest."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    text = f"{fmean(known):.4f}"
+    return text if len(known) == 1 else f"{text} ({min(known):.4f} to {max(known):.4f})"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return rows of equal columns as a Markdown table."""
+    head = list(rows[0])
+    lines = [head, ["---"] * len(head), *([row[name] for name in head] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,314 @@
+"""What a study found: every run's numbers, arms at equal cost, and what becomes of its claims.
+
+An arm is compared with another at equal tokens, FLOPs or seconds on the other's curve over budgets:
+between two of its budgets the curve is a straight line in the logarithms of cost and score, beyond
+them nothing is said. Ratios are paired by seed; their interval is Student's over seeds, of the
+logarithms. No sentence of a result is written by hand.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from nacre.errors import CheckpointError
+from nacre.evaluate import results as evaluations
+from nacre.study.design import Claim, Run, Study
+from nacre.study.runner import finished
+from nacre.train import checkpoint, folder
+
+AXES = ("tokens", "flops", "seconds")
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Quantiles 0.975 of Student's t distribution for 1, 2, ... degrees of freedom."""
+EDGE = 1.02  # costs this near to the end of a curve count as that end
+SAID = {
+    "bits_per_byte": "bits per byte", "loss": "loss", "peak_memory_bytes": "peak memory",
+    "active_parameters": "active parameters",
+}  # fmt: skip
+
+
+def read_results(study: Study, out: str | Path) -> dict[str, Any]:
+    """Return what the finished runs of a study in the folder `out` show, as plain JSON.
+
+    Raises `CheckpointError` if there are none.
+    """
+    out = Path(out)
+    made = [run for run in study.runs(out) if finished(run)]
+    if not made:
+        fix = "leave --no-run out to make them"
+        raise CheckpointError(f"{out}: no run of this study has finished; {fix}")
+    rows = [measure(run, study) for run in made]
+    pairs = [
+        comparison(rows, arm, study.baseline, budget, "bits_per_byte", axis)
+        for arm in study.arms
+        if arm != study.baseline
+        for budget in study.budgets_of(arm)
+        for axis in AXES
+    ]
+    claims = study.claims or default_claims(study)
+    return {
+        "study": study.model_dump(mode="json"),
+        "machine": _machine(made),
+        "missing": [str(run.folder) for run in study.runs(out) if not finished(run)],
+        "runs": rows,
+        "comparisons": [pair for pair in pairs if pair["ratios"]],
+        "crossings": [
+            crossing(rows, arm, study.baseline, axis)
+            for arm in study.arms
+            if arm != study.baseline and len(study.budgets_of(arm)) > 1
+            for axis in AXES
+        ],
+        "claims": [decide(claim, study, rows) for claim in claims],
+    }
+
+
+def default_claims(study: Study) -> list[Claim]:
+    """Return, for a study that claims nothing, that each arm is no worse than the baseline."""
+    return [
+        Claim(arm=arm, at=axis)
+        for arm in study.arms
+        if arm != study.baseline
+        for axis in ("tokens", "seconds")
+    ]
+
+
+def measure(run: Run, study: Study) -> dict[str, Any]:
+    """Return a finished run's costs, scores and curve."""
+    folders = checkpoint.stages(run.folder)
+    records = [checkpoint.read_record(path) for path in folders]
+    last = records[-1]["validation"]
+    bits = last["bits_per_byte"]
+    if study.evaluate is not None and study.evaluate.data is not None:
+        bits = _evaluated(run.folder, folders[-1])
+    return {
+        "arm": run.arm,
+        "seed": run.seed,
+        "budget": run.budget,
+        "tokens": sum(record["tokens"] for record in records),
+        "flops": sum(record["flops"] for record in records),
+        "seconds": sum(_seconds(record) for record in records),
+        "peak_memory_bytes": max(record["peak_memory_bytes"] for record in records),
+        "active_parameters": max(record["active_parameters"] for record in records),
+        "total_parameters": records[-1]["total_parameters"],
+        "bits_per_byte": bits,
+        "loss": last["loss"],
+        "stages": [
+            {key: record[key] for key in ("depth", "tokens", "flops")}
+            | {"seconds": _seconds(record)}
+            | {"bits_per_byte": record["validation"]["bits_per_byte"]}
+            for record in records
+        ],
+        "curve": curve(run, records),
+    }
+
+
+def _seconds(record: Mapping[str, Any]) -> float:
+    """Return a stage's seconds: of training, and of storing its trunk's outputs."""
+    cache = (record.get("trunk") or {}).get("cache") or {}
+    return record["seconds"] + cache.get("seconds", 0.0)
+
+
+def _evaluated(run: Path, stage: Path) -> float | None:
+    """Return a stage's bits per byte over all texts as `nacre eval` scored it; None: it did not."""
+    asked = (evaluations.fingerprint(stage), "lm", "", "bits_per_byte")
+    for record in reversed(evaluations.read(evaluations.home(run))):
+        if tuple(record[k] for k in ("fingerprint", "task", "subset", "metric")) == asked:
+            return record["value"]
+    return None
+
+
+def curve(run: Run, records: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Return held-out bits per byte over the run: tokens, FLOPs, seconds and score at each point.
+
+    Evaluations within a stage and the end of each; their own time does not count.
+    """
+    points: list[dict[str, float]] = []
+    before = dict.fromkeys(AXES, 0.0)
+    lines = folder.read_metrics(run.folder)
+    for record in records:
+        seconds, per_token = 0.0, record["flops"] / record["tokens"]
+        tokens = 0
+        for line in lines:
+            if line["stage"] != record["stage"]:
+                continue
+            if "validation" in line:
+                at = {
+                    "tokens": before["tokens"] + line["tokens"],
+                    "flops": before["flops"] + line["tokens"] * per_token,
+                    "seconds": before["seconds"] + seconds,
+                }
+                points.append(at | {"bits_per_byte": line["validation"]["bits_per_byte"]})
+            else:
+                seconds += (line["tokens"] - tokens) / line["tokens_per_second"]
+                tokens = line["tokens"]
+        before["tokens"] += record["tokens"]
+        before["flops"] += record["flops"]
+        before["seconds"] += _seconds(record)
+        points.append(before | {"bits_per_byte": record["validation"]["bits_per_byte"]})
+    return points
+
+
+def at_cost(curve: Sequence[tuple[float, float]], cost: float) -> float | None:
+    """Return the score of a curve of (cost, score) points at a cost; None outside of it.
+
+    Between two points score and cost are interpolated in their logarithms.
+    """
+    points = sorted(curve)
+    if not points[0][0] / EDGE <= cost <= points[-1][0] * EDGE:
+        return None
+    cost = min(max(cost, points[0][0]), points[-1][0])
+    for (x0, y0), (x1, y1) in pairwise(points):
+        if x0 <= cost <= x1 and x1 > x0:
+            share = math.log(cost / x0) / math.log(x1 / x0)
+            return math.exp(math.log(y0) + share * math.log(y1 / y0))
+    return points[0][1]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The mean of paired ratios over seeds and its 95% interval; one seed has none."""
+
+    mean: float
+    interval: tuple[float, float] | None
+
+
+def paired(ratios: Sequence[float]) -> Ratio:
+    """Return the geometric mean of ratios, one a seed, and Student's 95% interval of it."""
+    logs = [math.log(ratio) for ratio in ratios]
+    mean = fmean(logs)
+    if len(logs) == 1:
+        return Ratio(math.exp(mean), None)
+    quantile = STUDENT[len(logs) - 2] if len(logs) - 2 < len(STUDENT) else 1.96
+    half = quantile * stdev(logs) / math.sqrt(len(logs))
+    return Ratio(math.exp(mean), (math.exp(mean - half), math.exp(mean + half)))
+
+
+def comparison(
+    rows: Sequence[Mapping[str, Any]], arm: str, against: str, budget: float, measure: str, at: str
+) -> dict[str, Any]:
+    """Return an arm's score over another's at equal cost `at`, seed by seed and in the mean."""
+    ratios: dict[int, float] = {}
+    beyond = False
+    for row in rows:
+        if (row["arm"], row["budget"]) != (arm, budget) or row[measure] is None:
+            continue
+        others = [r for r in rows if (r["arm"], r["seed"]) == (against, row["seed"])]
+        curve = [(other[at], other[measure]) for other in others if other[measure] is not None]
+        there = at_cost(curve, row[at]) if curve else None
+        beyond |= bool(curve) and there is None
+        if there is not None:
+            ratios[row["seed"]] = row[measure] / there
+    return _compared(arm, against, budget, measure, at, ratios, beyond)
+
+
+def resource(
+    rows: Sequence[Mapping[str, Any]], arm: str, against: str, budget: float, measure: str
+) -> dict[str, Any]:
+    """Return what an arm needs over what another does, whatever the budgets: memory, parameters."""
+    ratios: dict[int, float] = {}
+    for row in rows:
+        if (row["arm"], row["budget"]) == (arm, budget):
+            others = [r[measure] for r in rows if (r["arm"], r["seed"]) == (against, row["seed"])]
+            if others:
+                ratios[row["seed"]] = row[measure] / fmean(others)
+    return _compared(arm, against, budget, measure, None, ratios, beyond=False)
+
+
+def _compared(
+    arm: str, against: str, budget: float, measure: str, at: str | None,
+    ratios: Mapping[int, float], beyond: bool,
+) -> dict[str, Any]:  # fmt: skip
+    whole = paired(list(ratios.values())) if ratios else None
+    return {
+        "arm": arm, "against": against, "budget": budget, "measure": measure, "at": at,
+        "ratios": {str(seed): ratio for seed, ratio in ratios.items()},
+        "mean": whole.mean if whole else None,
+        "interval": whole.interval if whole else None,
+        "beyond": beyond,
+    }  # fmt: skip
+
+
+def decide(claim: Claim, study: Study, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a claim with its numbers, its verdict and a sentence.
+
+    It holds where the whole interval is at most the bound, does not where the whole interval is
+    above, and is undecided otherwise; resources that are the same in every seed need no interval.
+    """
+    against = claim.against or study.baseline
+    budget = claim.budget or study.budgets_of(claim.arm)[-1]
+    compares_loss = claim.measure in ("bits_per_byte", "loss")
+    found = (
+        comparison(rows, claim.arm, against, budget, claim.measure, claim.at)
+        if compares_loss
+        else resource(rows, claim.arm, against, budget, claim.measure)
+    )
+    verdict, because = _verdict(found, claim.at_most, seeds_matter=compares_loss)
+    where = f" at equal {claim.at.replace('flops', 'FLOPs')}" if compares_loss else ""
+    sentence = (
+        f"{claim.arm} (x{budget:g}) has at most {claim.at_most:g} times the "
+        f"{SAID[claim.measure]} of {against}{where}: {verdict} ({because})"
+    )
+    return found | {"at_most": claim.at_most, "verdict": verdict, "sentence": sentence}
+
+
+def _verdict(found: Mapping[str, Any], bound: float, *, seeds_matter: bool) -> tuple[str, str]:
+    if found["mean"] is None:
+        why = f"{found['against']} was not run at that cost" if found["beyond"] else "not run"
+        return "undecided", why
+    seeds = len(found["ratios"])
+    measured = f"{found['mean']:.3f} times over {seeds} seed{'s' * (seeds > 1)}"
+    if not seeds_matter:
+        return ("holds" if found["mean"] <= bound else "does not hold"), measured
+    if found["interval"] is None:
+        return "undecided", f"{measured}: one seed says nothing of the spread"
+    low, high = found["interval"]
+    measured += f", 95% interval {low:.3f} to {high:.3f}"
+    if high <= bound:
+        return "holds", measured
+    return ("does not hold" if low > bound else "undecided"), measured
+
+
+def crossing(rows: Sequence[Mapping[str, Any]], arm: str, against: str, at: str) -> dict[str, Any]:
+    """Return where the curves of two arms over their budgets cross, in the mean over seeds.
+
+    `below` says for every cost at which either was run and both are known whether the arm has fewer
+    bits per byte there; `costs` are where that changes, interpolated as in `at_cost`.
+    """
+    one, other = _mean_curve(rows, arm, at), _mean_curve(rows, against, at)
+    gaps = [
+        (x, math.log(a / b))
+        for x in sorted({x for x, _ in [*one, *other]})
+        if (a := at_cost(one, x)) is not None and (b := at_cost(other, x)) is not None
+    ]
+    costs = [
+        x0 * (x1 / x0) ** (g0 / (g0 - g1))
+        for (x0, g0), (x1, g1) in pairwise(gaps)
+        if (g0 < 0) != (g1 < 0)
+    ]
+    below = [{"cost": x, "below": gap < 0} for x, gap in gaps]
+    return {"arm": arm, "against": against, "at": at, "below": below, "costs": costs}
+
+
+def _mean_curve(rows: Sequence[Mapping[str, Any]], arm: str, at: str) -> list[tuple[float, float]]:
+    """Return the mean cost and score of each of an arm's budgets."""
+    groups: dict[float, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row["arm"] == arm and row["bits_per_byte"] is not None:
+            groups.setdefault(row["budget"], []).append((row[at], row["bits_per_byte"]))
+    return [
+        (fmean(x for x, _ in group), fmean(y for _, y in group)) for group in groups.values()
+    ] or [(math.inf, math.nan)]
+
+
+def _machine(runs: Sequence[Run]) -> dict[str, Any]:
+    """Return the machine and versions of the runs; `mixed` says that they are not all the same."""
+    found = [checkpoint.read_json(run.folder / folder.RUN) for run in runs]
+    kinds = {str((record["machine"], record["versions"])) for record in found}
+    if not found:
+        return {}
+    return found[0]["machine"] | found[0]["versions"] | {"mixed": len(kinds) > 1}

@@ -1,0 +1,217 @@
+"""Run the runs of a study: each a `nacre grow` of its own, some side by side, what is equal once.
+
+A process of its own gives every run its own memory to measure. Runs that stand on the same
+tokenizer and text link these from the first that made them, and a run whose first stages are those
+of another links these: they are the same files, and count with the time that they took.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nacre import config
+from nacre.errors import ConfigError, FingerprintError, NacreError, Problem
+from nacre.evaluate import run as evaluation
+from nacre.growth import plan as plans
+from nacre.growth.plan import Plan
+from nacre.study.design import Run, Study
+from nacre.train import checkpoint, folder
+from nacre.train import grow as growing
+from nacre.train.observer import Observer
+
+LOG = "log.txt"
+POLL_SECONDS = 0.5
+
+
+class StudyError(NacreError):
+    """Runs of a study failed; the others were made."""
+
+
+def run(study: Study, out: str | Path, *, jobs: int = 1, observer: Observer | None = None) -> None:
+    """Make every run of a study that is not finished, `jobs` side by side, in the folder `out`.
+
+    Given again, it goes on where it stopped. Side by side, the processor's threads are divided
+    among the runs: wall-clock compares runs made with the same `jobs`, and that is kept for it.
+    Raises `ConfigError` before the first run for what would stop any of them, `FingerprintError`
+    for a run in `out` that another plan made, and `StudyError` at the end for runs that failed.
+    """
+    out, observer = Path(out), observer or Observer()
+    runs = study.runs(out)
+    check(runs, out, jobs)
+    out.mkdir(parents=True, exist_ok=True)
+    config.write_yaml(study, out / "study.yaml")
+    waiting = [each for each in runs if not finished(each)]
+    observer.phase(study.name, sum(each.tokens for each in runs))
+    observer.advance(sum(each.tokens for each in runs if finished(each)))
+    active: list[_Job] = []
+    failed: list[str] = []
+    try:
+        while waiting or active:
+            while len(active) < jobs and (ready := _next(waiting, active)):
+                waiting.remove(ready)
+                prepare(ready, runs)
+                active.append(_Job(ready, _start(ready, jobs)))
+                observer.note(f"{_title(ready)}: started")
+            time.sleep(POLL_SECONDS)
+            for job in list(active):
+                observer.advance(job.progress())
+                if job.process.poll() is not None:
+                    active.remove(job)
+                    failed += _ended(job, observer)
+    finally:
+        for job in active:
+            job.process.terminate()
+        for job in active:
+            job.process.wait()
+    if failed:
+        raise StudyError("\n".join([f"{len(failed)} of {len(runs)} runs failed", *failed]))
+
+
+def evaluate(study: Study, out: str | Path, *, observer: Observer | None = None) -> None:
+    """Score every stage of every finished run as the study says; what was done is not done again.
+
+    The records stand in each run's `evaluations.jsonl`. Raises as `nacre.evaluate_checkpoints`.
+    """
+    if study.evaluate is None:
+        return
+    asked = study.evaluate
+    evaluation.evaluate(
+        [each.folder for each in study.runs(Path(out)) if finished(each)], asked.tasks,
+        data=asked.data, data_dir=asked.data_dir, limit=asked.limit, observer=observer,
+    )  # fmt: skip
+
+
+def check(runs: Sequence[Run], out: Path, jobs: int) -> None:
+    """Check all that can be checked before the first run."""
+    if jobs < 1:
+        raise ConfigError(Problem("--jobs", f"{jobs} is not 1 or more", "leave it out"))
+    if out.exists() and not out.is_dir():
+        raise ConfigError(Problem("--out", f"{out} is a file", "name a folder"))
+    if out.is_dir() and any(out.iterdir()) and not (out / "study.yaml").exists():
+        message = f"{out} holds files that are not a study's"
+        raise ConfigError(Problem("--out", message, "name a new or empty folder"))
+    plans_seen: set[str] = set()
+    for each in runs:
+        here = each.folder / folder.PLAN
+        if here.exists():
+            old = plans.load(here)
+            if old.fingerprint() != each.plan.fingerprint():
+                raise FingerprintError(
+                    f"the plan of {each.folder}", old.fingerprint()[:12],
+                    each.plan.fingerprint()[:12], "name another --out for the changed study",
+                )  # fmt: skip
+        if each.plan.fingerprint() not in plans_seen and not finished(each):
+            growing.check(each.plan, each.folder)
+        plans_seen.add(each.plan.fingerprint())
+
+
+def finished(run: Run) -> bool:
+    """Tell whether all stages of a run are there."""
+    return len(checkpoint.stages(run.folder)) == len(run.plan.stages)
+
+
+def prepare(run: Run, runs: Sequence[Run]) -> None:
+    """Make a run's folder, with links to what other runs have made that is the same for it."""
+    if (run.folder / folder.PLAN).exists():
+        return
+    shutil.rmtree(run.folder, ignore_errors=True)
+    run.folder.mkdir(parents=True)
+    made = [each for each in runs if (each.folder / folder.RUN).exists()]
+    same = [each for each in made if _parts(each.plan) == _parts(run.plan)]
+    if same:
+        best = max(same, key=lambda each: shared_stages(each, run))
+        count = shared_stages(best, run)
+        names = ["tokenizer", "data", *(["substrate"] if count else [])]
+        names += [f"stages/{number:02d}" for number in range(1, count + 1)]
+        for name in names:
+            if (best.folder / name).exists():
+                target = run.folder / name
+                shutil.copytree(best.folder / name, target, copy_function=checkpoint.link)
+        for line in folder.read_metrics(best.folder):
+            if line["stage"] <= count:
+                folder.append_metrics(run.folder, line)
+    config.write_yaml(run.plan, run.folder / folder.PLAN)
+
+
+def _parts(plan: Plan) -> dict[str, Any]:
+    """Return what decides a plan's tokenizer and token stores."""
+    data = plan.model_dump(mode="json", by_alias=True, include={"tokenizer", "data", "start_from"})
+    return data | {"sources": sorted({str(s.sources) for s in plan.stages if s.sources})}
+
+
+def shared_stages(made: Run, wanted: Run) -> int:
+    """Return how many of the first stages of `wanted` the run `made` has finished."""
+    count = len(checkpoint.stages(made.folder)) if made.folder.exists() else 0
+    return min(count, common_stages(made.plan, wanted.plan))
+
+
+def common_stages(one: Plan, other: Plan) -> int:
+    """Return how many of their first stages two plans have in common, so that they are equal."""
+    most = min(len(one.stages), len(other.stages))
+    equal = (one.fingerprint(n) == other.fingerprint(n) for n in range(most, 0, -1))
+    return next((n for n, same in zip(range(most, 0, -1), equal, strict=True) if same), 0)
+
+
+def _next(waiting: Sequence[Run], active: Sequence[_Job]) -> Run | None:
+    """Return the first run that does not wait for a stage which a running one is making."""
+    for run in waiting:
+        if all(
+            common_stages(job.run.plan, run.plan) <= shared_stages(job.run, run) for job in active
+        ):
+            return run
+    return None
+
+
+@dataclass
+class _Job:
+    """A run that is being made, and what of it was counted as progress."""
+
+    run: Run
+    process: subprocess.Popen[bytes]
+    counted: int = field(default=0)
+
+    def progress(self) -> int:
+        """Return the tokens trained since the last call."""
+        done = {}
+        for line in folder.read_metrics(self.run.folder):
+            done[line["stage"]] = line["tokens"]
+        total = min(sum(done.values()), self.run.tokens)
+        new, self.counted = max(0, total - self.counted), max(total, self.counted)
+        return new
+
+
+def _start(run: Run, jobs: int) -> subprocess.Popen[bytes]:
+    threads = max(1, torch.get_num_threads() // jobs)
+    environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    command = [sys.executable, "-m", "nacre", "grow", "--resume", "--quiet", "--track", "none"]
+    with (run.folder / LOG).open("wb") as log:
+        return subprocess.Popen(
+            [*command, "--out", str(run.folder)], env=environment, stdout=log, stderr=log
+        )
+
+
+def _ended(job: _Job, observer: Observer) -> list[str]:
+    """Say how a run ended; return a line if it failed."""
+    if job.process.returncode == 0 and finished(job.run):
+        last = checkpoint.read_json(checkpoint.stages(job.run.folder)[-1] / checkpoint.RECORD)
+        bits = last["validation"]["bits_per_byte"]
+        observer.note(f"{_title(job.run)}: {bits:.4f} bits per byte")
+        return []
+    lines = (job.run.folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
+    said = next((line for line in reversed(lines) if line.strip()), "it said nothing")
+    observer.warn(f"{_title(job.run)} failed: {said}")
+    return [f"  - {_title(job.run)}: {said} ({job.run.folder / LOG})"]
+
+
+def _title(run: Run) -> str:
+    return f"{run.arm}, x{run.budget:g}, seed {run.seed}"

@@ -1,0 +1,340 @@
+"""Studies: what is a fair comparison, what is run once, and what the numbers allow to be said."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Command
+
+from nacre import study as studies
+from nacre.errors import CheckpointError, ConfigError, FingerprintError
+from nacre.study import page, results, runner
+from nacre.study.design import Claim, parse
+from nacre.train import checkpoint, folder
+
+PLAN: dict[str, Any] = {
+    "tokenizer": {"size": 512},
+    "model": {"width": 32, "heads": 2, "context": 32},
+    "training": {
+        "batch_tokens": 256, "evaluate_every": 2, "validation_tokens": 512, "precision": "fp32",
+    },
+}  # fmt: skip
+STAGE = {"add_blocks": 1, "tokens": 1024}
+ARMS: dict[str, Any] = {
+    "whole": {"stages": [{"add_blocks": 2, "tokens": 2048}]},
+    "grown": {"stages": [STAGE, STAGE]},
+    "grown-zero": {"stages": [STAGE, {**STAGE, "init": "zero"}]},
+}
+
+
+def make(**parts: Any) -> studies.Study:
+    return parse({"baseline": "whole", "plan": PLAN, "arms": ARMS} | parts)
+
+
+# --- what can be compared ---
+
+
+def test_an_arm_is_the_shared_plan_and_its_own() -> None:
+    arms = ARMS | {"fast": {"training": {"lr": 0.5}, "stages": [STAGE], "budgets": [2, 0.5]}}
+    study = make(arms=arms, seeds=[3, 4])
+    plan = study.plan_of("fast", seed=4, budget=2)
+    assert (plan.seed, plan.training.lr, plan.training.batch_tokens) == (4, 0.5, 256)
+    assert [stage.tokens for stage in plan.stages] == [2048]
+    assert study.budgets_of("fast") == (0.5, 2)
+    runs = study.runs(Path("out"))
+    assert [(run.seed, run.arm, run.budget) for run in runs[:5]] == [
+        (3, "whole", 1), (3, "grown", 1), (3, "grown-zero", 1), (3, "fast", 0.5), (3, "fast", 2),
+    ]  # fmt: skip
+    assert runs[4].folder == Path("out/fast/x2/seed-3")
+    assert len({run.plan.fingerprint() for run in runs}) == len(runs) == 10
+
+
+def test_a_stage_of_a_small_budget_keeps_one_batch() -> None:
+    assert make().plan_of("grown", 0, 0.01).stages[0].tokens == 256
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (
+            {"seeds": [1, 2, 1]},
+            "seeds: 1 stands there more than once (equal seeds give equal runs: name each once)",
+        ),
+        ({"baseline": "hole"}, "baseline: there is no arm 'hole' (did you mean 'whole'?)"),
+        (
+            {"claims": [{"arm": "x", "against": "grown"}]},
+            "claims[0].arm: there is no arm 'x' (arms: whole, grown, grown-zero)",
+        ),
+        (
+            {"claims": [{"arm": "grown", "budget": 3}]},
+            "claims[0].budget: 3, but grown has 1 (name one of those)",
+        ),
+        ({"arms": {"whole": ARMS["whole"]}}, "arms: dictionary should have at least 2 items"),
+        (
+            {"arms": ARMS | {"broken": {"stages": [STAGE], "training": {"learning_rate": 1}}}},
+            "arms.broken.training.learning_rate: unknown key",
+        ),
+        (
+            {"arms": ARMS | {"broken": {"stages": [STAGE], "budgets": []}}},
+            "arms.broken.budgets: ",
+        ),
+        (
+            {"arms": ARMS | {"other": {"stages": [STAGE], "data": {"sources": ["x"]}}}},
+            "arms.other.data.sources: ['x'], but the baseline has ['default'] "
+            "(arms are compared on one held-out text: make them equal)",
+        ),
+        (
+            {"arms": ARMS | {"other": {"stages": [{**STAGE, "sources": ["x"]}]}}},
+            "arms.other.data.sources: ['x'], but the baseline has ['default']",
+        ),
+        (
+            {"arms": ARMS | {"other": {"stages": [STAGE], "tokenizer": {"size": 600}}}},
+            "arms.other.tokenizer: another tokenizer than the baseline's, whose validation_tokens "
+            "are another text (name a folder of texts with evaluate.data: bits per byte are "
+            "compared there)",
+        ),
+        (
+            {
+                "arms": ARMS | {"other": {"stages": [STAGE], "tokenizer": {"size": 600}}},
+                "claims": [{"arm": "other", "measure": "loss"}],
+                "evaluate": {"data": "texts"},
+            },
+            "arms.other.tokenizer: another tokenizer than the baseline's: loss is of tokens "
+            "(claims about it need measure: bits_per_byte)",
+        ),
+    ],
+)
+def test_what_keeps_arms_from_being_compared(parts: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        make(**parts)
+    assert message in str(error.value)
+
+
+def test_stages_may_differ_in_text_if_the_last_has_the_baselines() -> None:
+    mixed = {"stages": [{**STAGE, "sources": ["x"]}, STAGE]}
+    assert make(arms=ARMS | {"mixed": mixed}).plan_of("mixed", 0).stages[0].sources == ("x",)
+
+
+# --- what is run ---
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[studies.Study, Path]:
+    """A study that was run: one seed, three arms, the last of which shares a stage."""
+    study, out = make(), tmp_path_factory.mktemp("studies") / "mini"
+    studies.run(study, out, jobs=2)
+    return study, out
+
+
+def test_every_run_is_the_growth_of_its_plan(made: tuple[studies.Study, Path]) -> None:
+    study, out = made
+    for run in study.runs(out):
+        records = [checkpoint.read_record(path) for path in checkpoint.stages(run.folder)]
+        assert [record["tokens"] for record in records] == [s.tokens for s in run.plan.stages]
+        assert records[-1]["plan"] == run.plan.fingerprint()
+
+
+def test_equal_first_stages_are_made_once(made: tuple[studies.Study, Path]) -> None:
+    study, out = made
+    _, grown, zero = study.runs(out)
+    one, other = (checkpoint.stages(run.folder)[0] / "head.safetensors" for run in (grown, zero))
+    assert one.stat().st_ino == other.stat().st_ino
+    lines = [folder.read_metrics(run.folder) for run in (grown, zero)]
+    first = [[line for line in each if line["stage"] == 1] for each in lines]
+    assert first[0] == first[1] != []
+    assert all(any(line["stage"] == 2 for line in each) for each in lines)
+
+
+def test_a_study_that_was_run_runs_nothing_again(made: tuple[studies.Study, Path]) -> None:
+    study, out = made
+    files = {path: path.stat().st_mtime_ns for path in out.rglob("stage.json")}
+    studies.run(study, out)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("stage.json")} == files
+
+
+def test_a_changed_arm_needs_another_folder(made: tuple[studies.Study, Path]) -> None:
+    _, out = made
+    with pytest.raises(FingerprintError, match="name another --out for the changed study"):
+        studies.run(make(plan=PLAN | {"data": {"holdout": 0.03}}), out)
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_made(tmp_path: Path) -> None:
+    study = make(arms={key: ARMS[key] for key in ("whole", "grown")})
+    broken = study.runs(tmp_path / "out")[0]
+    runner.prepare(broken, [])
+    (broken.folder / "tokenizer").mkdir()
+    (tmp_path / "out" / "study.yaml").touch()
+    with pytest.raises(runner.StudyError) as error:
+        studies.run(study, tmp_path / "out")
+    assert "1 of 2 runs failed\n  - whole, x1, seed 0: " in str(error.value)
+    assert [run.arm for run in study.runs(tmp_path / "out") if runner.finished(run)] == ["grown"]
+
+
+@pytest.mark.parametrize("case", ["file", "other"])
+def test_a_folder_that_is_no_studys_is_left_alone(case: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    if case == "file":
+        out.touch()
+        message = "is a file (name a folder)"
+    else:
+        (out / "mine").mkdir(parents=True)
+        message = "holds files that are not a study's (name a new or empty folder)"
+    with pytest.raises(ConfigError) as error:
+        studies.run(make(), out)
+    assert message in str(error.value)
+
+
+def test_no_jobs_at_all(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--jobs: 0 is not 1 or more"):
+        studies.run(make(), tmp_path / "out", jobs=0)
+
+
+def test_nothing_run_has_no_results(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no run of this study has finished"):
+        studies.read_results(make(), tmp_path)
+
+
+# --- what is found ---
+
+
+def test_a_runs_costs_are_those_of_its_stages(made: tuple[studies.Study, Path]) -> None:
+    study, out = made
+    found = studies.read_results(study, out)
+    row = next(row for row in found["runs"] if row["arm"] == "grown")
+    paths = checkpoint.stages(study.runs(out)[1].folder)
+    records = [checkpoint.read_record(path) for path in paths]
+    assert row["tokens"] == 2048
+    for cost in ("flops", "seconds"):
+        assert row[cost] == pytest.approx(sum(record[cost] for record in records))
+    assert row["peak_memory_bytes"] == max(record["peak_memory_bytes"] for record in records)
+    assert row["bits_per_byte"] == records[-1]["validation"]["bits_per_byte"]
+    tokens = [point["tokens"] for point in row["curve"]]
+    assert tokens == sorted(tokens)
+    assert tokens[0] == 0
+    end = row["curve"][-1]
+    assert end == {key: pytest.approx(row[key]) for key in (*results.AXES, "bits_per_byte")}
+    assert found["missing"] == []
+
+
+def test_equal_tokens_compare_run_with_run(made: tuple[studies.Study, Path]) -> None:
+    found = studies.read_results(*made)
+    bits = {row["arm"]: row["bits_per_byte"] for row in found["runs"]}
+    (pair,) = [c for c in found["comparisons"] if (c["arm"], c["at"]) == ("grown", "tokens")]
+    assert pair["mean"] == pytest.approx(bits["grown"] / bits["whole"])
+    assert pair["interval"] is None
+    said = [claim["sentence"] for claim in found["claims"] if claim["at"] == "tokens"]
+    assert all("undecided" in s and "one seed says nothing of the spread" in s for s in said)
+
+
+def test_the_page_is_made_from_the_results_alone(
+    made: tuple[studies.Study, Path], tmp_path: Path
+) -> None:
+    found = studies.read_results(*made)
+    page = studies.write(found, tmp_path / "one")
+    text = page.read_text(encoding="utf-8")
+    assert all(claim["sentence"] in text for claim in found["claims"])
+    again = json.loads((tmp_path / "one" / "results.json").read_text(encoding="utf-8"))
+    studies.write(again, tmp_path / "two")
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+    assert {path.name for path in (tmp_path / "one").iterdir()} == {
+        "README.md", "results.json", "budgets.png", "curves.png",
+    }  # fmt: skip
+
+
+def test_between_two_budgets_a_curve_is_straight_in_logarithms() -> None:
+    curve = [(100.0, 4.0), (10_000.0, 1.0)]
+    assert results.at_cost(curve, 1000.0) == pytest.approx(2.0)
+    assert results.at_cost(curve, 10_100.0) == pytest.approx(1.0)
+    assert results.at_cost(curve, 99.0) == pytest.approx(4.0)
+    assert results.at_cost(curve, 90.0) is None
+    assert results.at_cost(curve, 11_000.0) is None
+    assert results.at_cost([(100.0, 4.0)], 100.0) == 4.0
+
+
+def test_ratios_are_paired_and_their_interval_is_students() -> None:
+    whole = results.paired([0.9, 1.0 / 0.9])
+    assert whole.mean == pytest.approx(1.0)
+    half = 12.706 * abs(math.log(0.9)) * math.sqrt(2) / math.sqrt(2)
+    assert whole.interval is not None
+    assert whole.interval[1] == pytest.approx(math.exp(half), rel=1e-3)
+
+
+def rows(arm: str, bits: list[float], seconds: float = 1.0) -> list[dict[str, Any]]:
+    costs = dict.fromkeys(results.AXES, seconds)
+    return [
+        {"arm": arm, "seed": seed, "budget": 1.0, "bits_per_byte": value,
+         "peak_memory_bytes": 100 * seconds, "active_parameters": 7, **costs}
+        for seed, value in enumerate(bits)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("bits", "verdict", "because"),
+    [
+        ([1.8, 1.81, 1.79], "holds", "0.900 times over 3 seeds, 95% interval 0.888 to 0.912"),
+        ([2.2, 2.21, 2.19], "does not hold", "1.100 times over 3 seeds"),
+        ([2.2, 1.8, 2.0], "undecided", "95% interval 0.777 to 1.279"),
+        ([1.8], "undecided", "0.900 times over 1 seed: one seed says nothing of the spread"),
+    ],
+)
+def test_a_verdict_follows_from_the_interval(bits: list[float], verdict: str, because: str) -> None:
+    study = make()
+    found = [*rows("whole", [2.0] * len(bits)), *rows("grown", bits)]
+    decided = results.decide(Claim(arm="grown"), study, found)
+    assert decided["verdict"] == verdict
+    assert because in decided["sentence"]
+
+
+def test_a_claim_at_a_cost_that_the_other_was_not_run_at() -> None:
+    found = [*rows("whole", [2.0, 2.0]), *rows("grown", [1.0, 1.0], seconds=9.0)]
+    decided = results.decide(Claim(arm="grown", at="seconds"), make(), found)
+    assert decided["sentence"].endswith("undecided (whole was not run at that cost)")
+
+
+def test_memory_needs_no_equal_cost() -> None:
+    found = [*rows("whole", [2.0, 2.0], seconds=4.0), *rows("grown", [1.0, 1.0])]
+    claim = Claim(arm="grown", measure="peak_memory_bytes", at_most=0.5)
+    decided = results.decide(claim, make(), found)
+    assert decided["verdict"] == "holds"
+    assert decided["sentence"] == (
+        "grown (x1) has at most 0.5 times the peak memory of whole: holds "
+        "(0.250 times over 2 seeds)"
+    )
+
+
+def test_where_two_arms_cross() -> None:
+    found = [
+        {"arm": arm, "seed": 0, "budget": budget, "bits_per_byte": bits, "seconds": budget * 100}
+        for arm, scores in {"whole": [4.0, 1.0], "grown": [2.0, 2.0]}.items()
+        for budget, bits in zip([1.0, 100.0], scores, strict=True)
+    ]
+    crossed = results.crossing(found, "grown", "whole", "seconds")
+    assert crossed["costs"] == [pytest.approx(1000.0)]
+    assert page.crossing(crossed) == (
+        "grown begins below whole and crosses it at 1e+03 seconds (from 100 to 1e+04 seconds)"
+    )
+    alone = results.crossing(found, "grown", "grown", "seconds")
+    assert page.crossing(alone) == "grown lies not below grown everywhere from 100 to 1e+04 seconds"
+    assert results.crossing(found, "grown", "absent", "seconds")["below"] == []
+
+
+# --- the command ---
+
+
+def test_the_command_reads_what_was_run(
+    made: tuple[studies.Study, Path], tmp_path: Path, command: Command
+) -> None:
+    _, out = made
+    file = tmp_path / "study.yaml"
+    file.write_text(json.dumps({"baseline": "whole", "plan": PLAN, "arms": ARMS}))
+    code, printed, _ = command("study", file, "--out", out, "--no-run", "--json")
+    assert code == 0
+    assert {row["arm"] for row in json.loads(printed)["runs"]} == set(ARMS)
+    code, _, said = command("study", file, "--out", out, "--no-run", "--set", "seeds=[5]")
+    assert code == 2
+    assert "no run of this study has finished; leave --no-run out to make them" in said
