@@ -12,6 +12,7 @@ from conftest import Command
 
 from nacre import study as studies
 from nacre.errors import CheckpointError, ConfigError, FingerprintError
+from nacre.growth import plan as plans
 from nacre.study import page, results, runner
 from nacre.study.design import Claim, parse
 from nacre.train import checkpoint, folder
@@ -117,6 +118,19 @@ def test_what_keeps_arms_from_being_compared(parts: dict[str, Any], message: str
 def test_stages_may_differ_in_text_if_the_last_has_the_baselines() -> None:
     mixed = {"stages": [{**STAGE, "sources": ["x"]}, STAGE]}
     assert make(arms=ARMS | {"mixed": mixed}).plan_of("mixed", 0).stages[0].sources == ("x",)
+
+
+def test_a_recipe_is_found_by_its_name() -> None:
+    assert studies.load("operators", ["seeds=[7]"]).seeds == (7,)
+    with pytest.raises(ConfigError, match="no file or recipe named 'operator'"):
+        studies.load("operator")
+
+
+@pytest.mark.parametrize("name", plans.recipes("studies"))
+def test_every_recipe_is_a_study_without_dead_options(name: str) -> None:
+    study = studies.load(name)
+    for arm in study.arms:
+        assert plans.warnings(study.plan_of(arm, 0)) == []
 
 
 # --- what is run ---

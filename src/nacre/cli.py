@@ -520,7 +520,7 @@ def evaluate(
 
 @app.command()
 def study(
-    study: Annotated[Path, typer.Argument(help="The study: a YAML file of arms and seeds.")],
+    study: Annotated[Path, typer.Argument(help="A study's file, or the name of a recipe.")],
     out: Annotated[Path | None, typer.Option(help="Its folder; default: runs/NAME.")] = None,
     jobs: Annotated[int, typer.Option(help="Runs side by side; they share the threads.")] = 1,
     run: Annotated[
@@ -534,6 +534,8 @@ def study(
     as_json: Json = False,
 ) -> None:
     """Compare plans fairly: the same text and seeds, at equal tokens, FLOPs and wall-clock.
+
+    nacre study operators --set seeds=[0]
 
     nacre study my-study.yaml --jobs 2
 

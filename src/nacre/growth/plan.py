@@ -265,11 +265,11 @@ class Plan(Section):
         return hashlib.sha256(data.encode()).hexdigest()
 
 
-def recipes() -> dict[str, Path]:
-    """Return the plans that come with nacre, by name."""
+def recipes(folder: str = "") -> dict[str, Path]:
+    """Return the plans that come with nacre, by name, or what is in a `folder` of the recipes."""
     packaged = Path(str(resources.files("nacre"))) / "recipes"
-    folder = packaged if packaged.is_dir() else Path(__file__).parents[3] / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    root = packaged if packaged.is_dir() else Path(__file__).parents[3] / "recipes"
+    return {path.stem: path for path in sorted((root / folder).glob("*.yaml"))}
 
 
 def load(source: str | Path, settings: Sequence[str] = ()) -> Plan:

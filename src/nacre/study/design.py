@@ -120,11 +120,18 @@ def _scaled(plan: Plan, budget: float) -> dict[str, Any]:
 
 
 def load(source: str | Path, settings: Sequence[str] = ()) -> Study:
-    """Read a study from a YAML file; apply `KEY=VALUE` settings.
+    """Read a study from a YAML file or, by its name, from the recipes; apply `KEY=VALUE` settings.
 
     Raises `ConfigError` with every problem of the study and of its plans at once.
     """
-    return parse(override(read_yaml(Path(source)), settings), where=str(source))
+    path = Path(source)
+    if not path.suffix and not path.exists():
+        known = plans.recipes("studies")
+        if str(source) not in known:
+            hint = nearest(str(source), known) or f"recipes: {', '.join(known)}"
+            raise ConfigError(Problem("study", f"no file or recipe named {str(source)!r}", hint))
+        path = known[str(source)]
+    return parse(override(read_yaml(path), settings), where=str(source))
 
 
 def parse(data: Mapping[str, Any], where: str = "study") -> Study:
