@@ -53,6 +53,7 @@ class Study(Section):
     """Arms x seeds x budgets, and what is to be decided."""
 
     name: Name = "study"
+    about: str = Field(default="", description="what is asked, in a sentence or two")
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
     budgets: Budgets = (1.0,)
     baseline: str
@@ -68,7 +69,7 @@ class Study(Section):
 
     def plan_of(self, arm: str, seed: int, budget: float = 1.0) -> Plan:
         """Return the plan of one run. Raises `ConfigError` for what is no plan."""
-        own = {key: value for key, value in self.arms[arm].items() if key != "budgets"}
+        own = {k: v for k, v in self.arms[arm].items() if k not in _Arm.model_fields}
         data = _merged(self.plan, own) | {"name": arm, "seed": seed}
         plan = plans.parse(data, where=f"arms.{arm}")
         return plan if budget == 1 else plans.parse(_scaled(plan, budget), where=f"arms.{arm}")
@@ -160,7 +161,8 @@ def problems(study: Study) -> list[Problem]:
     ]
     for arm, own in study.arms.items():
         try:
-            validate(_Arm, {"budgets": own.get("budgets", study.budgets)}, where=f"arms.{arm}")
+            of_arm = {key: value for key, value in own.items() if key in _Arm.model_fields}
+            validate(_Arm, of_arm, where=f"arms.{arm}")
             study.plan_of(arm, study.seeds[0])
         except ConfigError as error:
             found += [Problem(f"arms.{arm}.{p.field}", p.message, p.fix) for p in error.problems]
@@ -171,7 +173,10 @@ def problems(study: Study) -> list[Problem]:
 
 
 class _Arm(Section):
-    budgets: Budgets
+    """What an arm says besides its plan."""
+
+    about: str = Field(default="", description="what is tried, in a few words")
+    budgets: Budgets | None = Field(default=None, description="default: the study's")
 
 
 def _named_arms(study: Study) -> list[tuple[str, str]]:

@@ -30,8 +30,9 @@ def write(found: Mapping[str, Any], out: str | Path) -> Path:
         if figure is not None:
             figure.savefig(out / f"{name}.png", metadata={"Software": None})
             pictures.append(f"![{alt}]({name}.png)")
-    parts = [f"# {found['study']['name']}", about(found), *sections(found)]
-    checkpoint.write_text(out / PAGE, "\n\n".join([*parts, *pictures]) + "\n")
+    parts = [f"# {found['study']['name']}", found["study"]["about"], about(found)]
+    text = "\n\n".join(filter(None, [*parts, *sections(found), *pictures]))
+    checkpoint.write_text(out / PAGE, text + "\n")
     return out / PAGE
 
 

@@ -1,0 +1,115 @@
+"""Write docs/results.md and docs/experiments.md from what studies found.
+
+    nacre study benchmarks/studies/NAME.yaml --out runs/NAME
+    cp runs/NAME/results.json docs/results/NAME.json
+    python benchmarks/results_page.py
+
+The studies of RESULTS are confirmed with seeds; every other file of a study in docs/results is a
+search, and goes into the log of experiments with all of its arms, the bad ones too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nacre.report.tables import count
+from nacre.study import charts, page
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+RESULTS = ("growth", "six-arms", "khop")
+
+
+def main() -> None:
+    found = {}
+    for path in sorted((DOCS / "results").glob("*.json")):
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if "comparisons" in data:
+            found[path.stem] = data
+    confirmed = [study(name, found[name]) for name in RESULTS if name in found]
+    text = "\n\n".join(["# Results", INTRODUCTION, *confirmed])
+    (DOCS / "results.md").write_text(text + "\n", encoding="utf-8")
+    searched = [search(name, each) for name, each in found.items() if name not in RESULTS]
+    text = "\n\n".join(["# Experiments", LOG, *searched])
+    (DOCS / "experiments.md").write_text(text + "\n", encoding="utf-8")
+
+
+INTRODUCTION = """What growth brings beside training end to end, measured here. Each section is a
+[study](studies.md): its plans stand in `benchmarks/studies`, its numbers in `docs/results`, and
+`python benchmarks/results_page.py` made this page from them. A verdict is computed, and says
+*undecided* where the seeds do not settle it."""
+
+LOG = """Every plan that was tried on the way to the default one, the bad ones too, one seed each
+unless it says more: enough to choose what to confirm with seeds ([results](results.md)), not to
+conclude. The last two columns set an arm against the end-to-end run at the same FLOPs and tokens,
+interpolated between that run's budgets; below 1 is better. `python benchmarks/results_page.py` made
+this page."""
+
+
+def study(name: str, found: Mapping[str, Any]) -> str:
+    """Return the section of a confirmed study, and draw its charts beside the page."""
+    pictures = []
+    for kind, (draw, alt) in charts.CHARTS.items():
+        figure = draw(found)
+        if figure is not None:
+            target = DOCS / "images" / f"{name}-{kind}.png"
+            figure.savefig(target, metadata={"Software": None})
+            pictures.append(f"![{alt}](images/{target.name})")
+    head = [f"## {name}", found["study"]["about"].strip(), page.about(found)]
+    return "\n\n".join([*filter(None, head), *page.sections(found), *pictures])
+
+
+def search(name: str, found: Mapping[str, Any]) -> str:
+    """Return the section of a search: a row an arm and budget, in the order of its file."""
+    compared = {(c["arm"], c["budget"], c["at"]): c for c in found["comparisons"]}
+    rows = []
+    for (arm, budget), runs in groups(found["runs"]).items():
+        against = [compared.get((arm, budget, at)) for at in ("flops", "tokens")]
+        rows.append(
+            {
+                "arm": arm,
+                "plan": described(found["study"]["arms"][arm]),
+                "budget": f"x{budget:g}",
+                "tokens": count(runs[0]["tokens"]),
+                "FLOPs": f"{runs[0]['flops']:.2e}",
+                "bits per byte": page.spread([run["bits_per_byte"] for run in runs]),
+                "at equal FLOPs": page.ratio(against[0]) if against[0] else "–",
+                "at equal tokens": page.ratio(against[1]) if against[1] else "–",
+            }
+        )
+    head = [f"## {name}", found["study"]["about"].strip(), page.about(found)]
+    return "\n\n".join([*filter(None, head), page.table(rows)])
+
+
+def groups(runs: Sequence[Mapping[str, Any]]) -> dict[tuple[str, float], list[Mapping[str, Any]]]:
+    found: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
+    for run in sorted(runs, key=lambda run: run["budget"]):
+        found.setdefault((run["arm"], run["budget"]), []).append(run)
+    order = list(dict.fromkeys(run["arm"] for run in runs))
+    return dict(sorted(found.items(), key=lambda item: (item[0][1], order.index(item[0][0]))))
+
+
+def described(arm: Mapping[str, Any]) -> str:
+    """Return an arm's plan in a line: what each stage adds, how, and what else is its own."""
+    parts = []
+    for stage in arm["stages"]:
+        words = [f"+{stage['add_blocks']}"] if stage.get("add_blocks") else []
+        words += [stage["init"]] if "init" in stage else []
+        words += [f"under {stage['under']}"] if "under" in stage else []
+        if "train" in stage:
+            train = stage["train"]
+            words.append(f"train {train if isinstance(train, str) else train['blocks']}")
+        words += [f"LoRA {stage['lora']['rank']}"] if stage.get("lora") else []
+        words += [f"lr {stage['lr']}"] if "lr" in stage else []
+        words += ["auto"] if stage.get("budget") == "auto" else []
+        parts.append(f"{' '.join(words)}: {stage['tokens']}")
+    own = {k: v for k, v in arm.items() if k not in ("stages", "budgets", "about")}
+    text = "; ".join(parts)
+    return f"{text} ({own})".replace("|", "/") if own else text
+
+
+if __name__ == "__main__":
+    main()
