@@ -42,6 +42,11 @@ def shrunk(command: list[str]) -> list[str]:
     """Return the command with settings that make it quick."""
     if command[1] == "grow":
         return [*command, "--track", "none", *(w for s in SMALL for w in ("--set", s))]
+    if command[1] == "study":
+        stages = SMALL[-1].partition("=")[2]
+        arms = f"arms={{random: {{stages: {stages}}}, copy: {{stages: {stages}}}}}"
+        small = [arms, "seeds=[0]", "claims=[]", *(f"plan.{part}" for part in SMALL[:-1])]
+        return [*command, *(w for s in small for w in ("--set", s))]
     if command[1] == "generate":
         return [*command, "--max-new-tokens", "4"]
     if command[1] == "bench":

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from nacre.growth.plan import load as load_plan
     from nacre.growth.plan import parse as parse_plan
     from nacre.report import write as write_report
+    from nacre.study import load as load_study
+    from nacre.study import read_results
+    from nacre.study import run as run_study
     from nacre.substrate import Substrate, SubstrateRecipe
     from nacre.tokenizer import build as build_tokenizer
     from nacre.tokenizer import token_strings
@@ -45,8 +48,11 @@ _PUBLIC = {
     "grow": ("nacre.train.grow", "grow"),
     "load_composition": ("nacre.composition", "load"),
     "load_plan": ("nacre.growth.plan", "load"),
+    "load_study": ("nacre.study", "load"),
     "parse_plan": ("nacre.growth.plan", "parse"),
+    "read_results": ("nacre.study", "read_results"),
     "remove_expert": ("nacre.composition", "remove"),
+    "run_study": ("nacre.study", "run"),
     "token_strings": ("nacre.tokenizer", "token_strings"),
     "trace": ("nacre.generation", "trace"),
     "tune_heads": ("nacre.composition", "tune"),
@@ -71,8 +77,11 @@ __all__ = [
     "grow",
     "load_composition",
     "load_plan",
+    "load_study",
     "parse_plan",
+    "read_results",
     "remove_expert",
+    "run_study",
     "token_strings",
     "trace",
     "tune_heads",

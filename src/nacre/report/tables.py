@@ -36,6 +36,11 @@ def ledger_table(records: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     for below, record in pairwise([None, *records]):
         assert record is not None
         trained = [f"{record['new_blocks']} new blocks"] if record["new_blocks"] else []
+        if record.get("under"):
+            trained.append(f"{record['under']} above them")
+        reopened = record.get("train", "crown")
+        if reopened != "crown":
+            trained.append("all blocks" if reopened == "all" else f"blocks {reopened}")
         lora = record["lora"]
         merge = "–"
         if lora:
