@@ -279,6 +279,19 @@ def test_patience_ends_a_stage(plan: plans.Plan, tmp_path: Path) -> None:
     assert record["tokens"] < 25600
 
 
+def test_a_stage_follows_its_own_schedule(plan: plans.Plan, tmp_path: Path) -> None:
+    data = plan.model_dump(mode="json", by_alias=True)
+    data["stages"] = [
+        {"add_blocks": 1, "tokens": 2560, "schedule": "constant", "warmup": 0.0, "lr": 1e-3},
+        {"add_blocks": 1, "tokens": 2560},
+    ]
+    grow(plans.parse(data), tmp_path / "run")
+    lines = folder.read_metrics(tmp_path / "run")
+    rates = [[m["lr"] for m in lines if m["stage"] == n and "lr" in m] for n in (1, 2)]
+    assert rates[0] == [1e-3] * 10
+    assert rates[1][-1] < max(rates[1]) == plan.training.lr
+
+
 def test_a_stage_of_budget_auto_ends_itself(plan: plans.Plan, tmp_path: Path) -> None:
     data = plan.model_dump(mode="json", by_alias=True)
     data["training"] |= {"evaluate_every": 5, "save_every": 5}

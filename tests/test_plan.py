@@ -112,6 +112,14 @@ def test_a_trunk_ends_under_the_lowest_block_that_trains(options: dict, trunk: i
     assert Stage(tokens=1, **options).trunk_depth(6) == trunk
 
 
+def test_a_stage_may_have_a_schedule_of_its_own() -> None:
+    own = {"lr": 0.5, "schedule": "constant", "warmup": 0.0}
+    plan = plans.parse({"training": {"clip": 3.0}, "stages": [STAGE, STAGE | own]})
+    assert plan.training_of(plan.stages[0]) == plan.training
+    training = plan.training_of(plan.stages[1])
+    assert training.model_dump() == plan.training.model_dump() | own
+
+
 def test_depth_is_what_the_stages_add() -> None:
     stages = [{"add_blocks": 2, "tokens": "1M"}, {"tokens": "1M", "lora": {}}, STAGE]
     assert make(stages=stages).depth == 3
@@ -196,7 +204,7 @@ def test_depth_is_what_the_stages_add() -> None:
         (
             {"training": {"schedule": "cosine"}, "stages": [{**STAGE, "budget": "auto"}]},
             "stages[0].budget: auto, but a cosine has to know its end "
-            "(use training.schedule: wsd or constant)",
+            "(use schedule: wsd or constant)",
         ),
         (
             {"stages": [STAGE, {"tokens": "1M", "train": {"blocks": "2-0"}}]},
@@ -519,6 +527,8 @@ def changes() -> list[str]:
         "stages.1.lora.rank=3",
         "stages.1.init=copy",
         "stages.1.under=1",
+        "stages.1.schedule=constant",
+        "stages.1.budget=auto",
         "stages.1.sources=[x]",
         "stages.1.patience=3",
     ]

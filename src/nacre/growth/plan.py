@@ -128,15 +128,18 @@ class Model(Section):
         return 4 * self.width if self.family == "gpt_neox" else -(-self.width * 8 // 3 // 64) * 64
 
 
+Schedule = Literal["cosine", "wsd", "constant"]
+
+
 class Training(Section):
-    """How a stage is trained; a stage may override the learning rate."""
+    """How a stage is trained; a stage may override learning rate, schedule and warm-up."""
 
     batch_tokens: Count = Field(default=4096, description="tokens per optimizer step")
     micro_batch_tokens: Count | None = Field(
         default=None, description="tokens per forward pass; default: all"
     )
     lr: PositiveFloat = 2e-3
-    schedule: Literal["cosine", "wsd", "constant"] = "wsd"
+    schedule: Schedule = "wsd"
     warmup: Fraction = 0.05
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
@@ -201,6 +204,8 @@ class Stage(Section):
     )
     lora: Lora | None = None
     lr: PositiveFloat | None = None
+    schedule: Schedule | None = None
+    warmup: Fraction | None = None
     sources: tuple[str, ...] | None = Field(default=None, min_length=1)
     trunk: TrunkMode | None = Field(default=None, description="default: the plan's trunk.mode")
     patience: PositiveInt | None = Field(
@@ -243,6 +248,12 @@ class Plan(Section):
     def depth(self) -> int:
         """Blocks that this plan adds over all stages."""
         return sum(stage.add_blocks for stage in self.stages)
+
+    def training_of(self, stage: Stage) -> Training:
+        """Return how a stage is trained: the plan's `training` with what is the stage's own."""
+        own = {name: getattr(stage, name) for name in ("lr", "schedule", "warmup")}
+        given = {name: value for name, value in own.items() if value is not None}
+        return self.training.model_copy(update=given)
 
     def identity(self, stages: int | None = None) -> dict[str, Any]:
         """Return what decides the run's weights, as plain JSON; of its first `stages` if given.
@@ -326,10 +337,10 @@ def problems(plan: Plan) -> list[Problem]:
         known = plan.start_from is None
         depth = sum(earlier.add_blocks for earlier in plan.stages[:index])
         found += _reopening_problems(stage, field, depth if known else None, below)
-        if stage.budget == "auto" and plan.training.schedule == "cosine":
+        if stage.budget == "auto" and plan.training_of(stage).schedule == "cosine":
             message = "auto, but a cosine has to know its end"
-            fix = "use training.schedule: wsd or constant"
-            rests_on = ("training.schedule",)
+            fix = "use schedule: wsd or constant"
+            rests_on = ("training.schedule", f"{field}.schedule")
             found.append(Problem(f"{field}.budget", message, fix, involves=rests_on))
         batch = plan.training.batch_tokens
         if stage.tokens < batch:

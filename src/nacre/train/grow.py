@@ -156,7 +156,7 @@ def run_stage(
     run = setup(
         model,
         this,
-        plan.training,
+        plan.training_of(this),
         store,
         accelerator,
         objective=set_up.objective,
