@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
 import operator
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,9 +19,20 @@ from conftest import Command
 from rich.console import Console
 
 from nacre import bench
-from nacre.bench import depth, gpu, growth, head, measure, stages, step, substrate, tokenizer
+from nacre.bench import (
+    depth,
+    evaluation,
+    gpu,
+    growth,
+    head,
+    measure,
+    stages,
+    step,
+    substrate,
+    tokenizer,
+)
 from nacre.bench.depth import Cost
-from nacre.bench.measure import Row, Sample, Target, compare, fresh_process, peak_memory
+from nacre.bench.measure import QUICK, Row, Sample, Target, compare, fresh_process, peak_memory
 from nacre.bench.stages import Shape, Steps
 from nacre.bench.table import HEADS, cells, table, value
 from nacre.bench.trainer import TrainerSteps, arguments
@@ -220,6 +233,24 @@ def test_quick_suites_give_finite_rows_without_a_verdict(name: str) -> None:
         assert found.measured > 0 or found.unit == "nats"
         assert 0 <= found.spread < math.inf
     assert results.seconds[name] > 0
+
+
+def test_evaluation_asks_as_the_benchmarks_do_and_leaves_out_what_it_lacks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = [f"w{number}" for number in range(50)]
+    kind = evaluation.Kind("commonsense_qa", words=10, options=5, option_words=2)
+    asked = evaluation.requests(kind, 2, words)
+    assert [(i.args[0].split("\n")[0], i.args[1], i.idx) for i in asked[:2]] == [
+        ("Question: w0 w1 w2 w3 w4", " A", 0), ("Question: w0 w1 w2 w3 w4", " B", 1),
+    ]  # fmt: skip
+    assert len(asked) == 10
+    lengths = [len(i.args[0].split("\n")[0].split()) for i in asked[::5]]
+    assert lengths == [6, 10], "the word before them, and lengths vary"
+    said: list[str] = []
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    assert list(evaluation.suite(dataclasses.replace(QUICK, say=said.append))) == []
+    assert said == ["left out: it needs pip install 'nacre[eval]'"]
 
 
 SHAPE = Shape(width=32, depth=3, top=1, vocabulary=512, tokens=128, context=32)

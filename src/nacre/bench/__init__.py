@@ -30,6 +30,7 @@ SUITES = {
     "tokenizer": ("nacre.bench.tokenizer", "English in MB/s, one thread and two"),
     "generate": ("nacre.bench.generate", "tokens/s of generation with the key-value cache"),
     "compose": ("nacre.bench.compose", "a composition of two experts against one of them"),
+    "eval": ("nacre.bench.evaluation", "benchmarks by likelihood against lm-eval's model class"),
 }
 """Per suite: the module, and what it measures."""
 

@@ -73,7 +73,7 @@ class Likelihood(HFLM):
         progress: Callable[[Sequence[int]], None] | None = None,
     ) -> None:
         first = tokenizer.bos_token_id
-        with _quiet():
+        with quiet():
             super().__init__(
                 pretrained=model,
                 backend="causal",
@@ -186,7 +186,7 @@ class Likelihood(HFLM):
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Leave out what lm-eval warns of: that the model is loaded already."""
     logger = logging.getLogger("lm_eval.models.huggingface")
     level = logger.level
