@@ -14,14 +14,11 @@ from conftest import WITHOUT_NACRE
 from safetensors import safe_open
 
 from nacre import tokenizer as tokenizers
-from nacre.errors import (
-    CheckpointError,
-    FingerprintError,
-)
+from nacre.errors import CheckpointError, ConfigError, FingerprintError
 from nacre.growth import budget, ledger
 from nacre.growth import plan as plans
 from nacre.train import checkpoint, folder
-from nacre.train.grow import grow
+from nacre.train.grow import gains, grow
 from nacre.train.observer import Observer
 
 PROGRAM = (
@@ -277,6 +274,27 @@ def test_patience_ends_a_stage(plan: plans.Plan, tmp_path: Path) -> None:
     data["stages"] = [{"add_blocks": 1, "tokens": 25600, "patience": 1, "lr": 10.0}]
     (record,) = grow(plans.parse(data), tmp_path / "run")
     assert record["tokens"] < 25600
+
+
+def test_what_new_blocks_lose_at_first_is_no_gain() -> None:
+    record = {
+        "parent": "x", "plain_flops_per_token": 2.0, "loss_below": 4.0,
+        "history": [(0, 5.0), (10, 3.9)],
+    }  # fmt: skip
+    assert gains(record) == [(0.0, 4.0), (20.0, 3.9)]
+    assert gains(record | {"parent": None}) == []
+
+
+def test_blocks_that_a_checkpoint_lacks_are_named_before_any_work(
+    plan: plans.Plan, run: Path, tmp_path: Path
+) -> None:
+    data = plan.model_dump(mode="json", by_alias=True) | {"from": str(run)}
+    data["stages"] = [{"add_blocks": 1, "tokens": 512}, {"tokens": 512, "train": {"blocks": "7"}}]
+    with pytest.raises(ConfigError) as error:
+        grow(plans.parse(data), tmp_path / "out")
+    message = "stages[1].train: blocks 7, but those below are 0 to 3 (new blocks train anyway)"
+    assert str(error.value) == message
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_stage_follows_its_own_schedule(plan: plans.Plan, tmp_path: Path) -> None:

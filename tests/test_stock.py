@@ -253,6 +253,13 @@ def test_blocks_go_under_the_last_ones(family: str, pico: Build, ids: torch.Tens
     assert torch.equal(cached, plain)
 
 
+def test_blocks_under_others_are_of_the_kinds_just_below(pico: Build) -> None:
+    model = pico("qwen3_sliding", depth=3)  # full, sliding, full
+    stock.add_blocks(model, 1, under=1)
+    kinds = ["full", "sliding", "sliding", "full"]
+    assert model.config.layer_types == [f"{kind}_attention" for kind in kinds]
+
+
 def test_a_new_block_has_the_models_dtype(pico: Build) -> None:
     model = pico("llama").to(torch.bfloat16)
     (block,) = stock.add_blocks(model, 1)

@@ -14,7 +14,7 @@ from nacre import study as studies
 from nacre.errors import CheckpointError, ConfigError, FingerprintError
 from nacre.growth import plan as plans
 from nacre.study import page, results, runner
-from nacre.study.design import Claim, parse
+from nacre.study.design import Claim, Evaluation, parse
 from nacre.train import checkpoint, folder
 
 PLAN: dict[str, Any] = {
@@ -70,6 +70,16 @@ def test_a_stage_of_a_small_budget_keeps_one_batch() -> None:
             {"claims": [{"arm": "x", "against": "grown"}]},
             "claims[0].arm: there is no arm 'x' (arms: whole, grown, grown-zero)",
         ),
+        ({"plan": {"seed": 3}}, "plan.seed: a study has seeds of its own (leave it out)"),
+        (
+            {"arms": ARMS | {"grown": {"seed": 3, "stages": [STAGE]}}},
+            "arms.grown.seed: a study has seeds of its own (leave it out)",
+        ),
+        (
+            {"arms": ARMS | {"grown": {"budgets": [1, 2, 1], "stages": [STAGE]}}},
+            "arms.grown.budgets: 1 stands there more than once (name each once, to six digits)",
+        ),
+        ({"arms": ARMS | {"README.md": {"stages": [STAGE]}}}, "README.md"),
         (
             {"claims": [{"arm": "grown", "budget": 3}]},
             "claims[0].budget: 3, but grown has 1 (name one of those)",
@@ -91,6 +101,18 @@ def test_a_stage_of_a_small_budget_keeps_one_batch() -> None:
         (
             {"arms": ARMS | {"other": {"stages": [{**STAGE, "sources": ["x"]}]}}},
             "arms.other.data.sources: ['x'], but the baseline has ['default']",
+        ),
+        (
+            {"arms": ARMS | {"other": {"stages": [{**STAGE, "sources": ["x"]}, STAGE]}}},
+            "arms.other.tokenizer: another tokenizer than the baseline's",
+        ),
+        (
+            {
+                "plan": PLAN | {"tokenizer": {"path": "t"}},
+                "arms": ARMS | {"mix": {"stages": [{**STAGE, "sources": ["x", "default"]}, STAGE]}},
+            },
+            "arms.mix.stages[0].sources: default is read in another mix than at the end (what is "
+            "held out at the end could be trained on: read all of the mix or none)",
         ),
         (
             {"arms": ARMS | {"other": {"stages": [STAGE], "tokenizer": {"size": 600}}}},
@@ -117,7 +139,18 @@ def test_what_keeps_arms_from_being_compared(parts: dict[str, Any], message: str
 
 def test_stages_may_differ_in_text_if_the_last_has_the_baselines() -> None:
     mixed = {"stages": [{**STAGE, "sources": ["x"]}, STAGE]}
-    assert make(arms=ARMS | {"mixed": mixed}).plan_of("mixed", 0).stages[0].sources == ("x",)
+    study = make(arms=ARMS | {"mixed": mixed}, plan=PLAN | {"tokenizer": {"path": "t"}})
+    assert study.plan_of("mixed", 0).stages[0].sources == ("x",)
+
+
+def test_settings_reach_the_recipe_that_a_study_names(tmp_path: Path) -> None:
+    arms = "{a: {stages: &s [{add_blocks: 1, tokens: 512}]}, b: {stages: *s}}"
+    file = tmp_path / "study.yaml"
+    file.write_text(f"baseline: a\nplan: tiny\narms: {arms}\n")
+    study = studies.load(file, ["plan.data.sources=[x]", "arms.b.stages.0.tokens=1024"])
+    assert study.plan_of("a", 0).model.width == 32
+    assert study.plan_of("a", 0).data.sources == ("x",)
+    assert [study.plan_of(arm, 0).stages[0].tokens for arm in "ab"] == [512, 1024]
 
 
 def test_a_recipe_is_found_by_its_name() -> None:
@@ -174,6 +207,56 @@ def test_a_changed_arm_needs_another_folder(made: tuple[studies.Study, Path]) ->
     _, out = made
     with pytest.raises(FingerprintError, match="name another --out for the changed study"):
         studies.run(make(plan=PLAN | {"data": {"holdout": 0.03}}), out)
+
+
+def test_runs_of_a_changed_study_are_not_read_as_its_results(
+    made: tuple[studies.Study, Path],
+) -> None:
+    _, out = made
+    with pytest.raises(FingerprintError, match="name another --out"):
+        studies.read_results(make(plan=PLAN | {"training": PLAN["training"] | {"lr": 1}}), out)
+
+
+def test_arms_that_run_their_trunks_otherwise_share_no_stage_on_one() -> None:
+    stages = [STAGE, {**STAGE, "trunk": "recompute"}]
+    study = make(arms=ARMS | {"other": {"stages": stages}})
+    grown, other = study.plan_of("grown", 0), study.plan_of("other", 0)
+    assert grown.fingerprint() == other.fingerprint()
+    assert runner.common_stages(grown, other) == 1
+    assert runner.common_stages(grown, grown) == 2
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "message"),
+    [
+        ({"tasks": ["nonsense"]}, "there is no task 'nonsense'"),
+        ({"tasks": ["copy"], "data": "texts"}, "no task of copy reads it"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said_before_the_first_run(
+    evaluate: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "texts").mkdir()
+    with pytest.raises(ConfigError) as error:
+        studies.run(make(evaluate=evaluate), tmp_path / "out")
+    assert message in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_scores_of_every_stage_stand_in_the_results(made: tuple[studies.Study, Path]) -> None:
+    study, out = made
+    scored = study.model_copy(update={"evaluate": Evaluation(tasks=("copy",), limit=3)})
+    studies.evaluate(scored, out)
+    found = studies.read_results(scored, out)
+    row = next(row for row in found["runs"] if row["arm"] == "grown")
+    assert [(score["task"], score["depth"]) for score in row["scores"]] == [
+        ("copy", 1),
+        ("copy", 2),
+    ]
+    table = page.score_rows(found["runs"])
+    assert {(line["arm"], line["chance"]) for line in table} == {(arm, "0.1") for arm in ARMS}
+    assert all(set(line) >= {"depth 1", "depth 2"} for line in table)
+    assert studies.read_results(study, out)["runs"][0]["scores"] == []
 
 
 def test_a_run_that_fails_is_named_and_the_others_are_made(tmp_path: Path) -> None:
@@ -297,7 +380,7 @@ def rows(arm: str, bits: list[float], seconds: float = 1.0) -> list[dict[str, An
     ],
 )
 def test_a_verdict_follows_from_the_interval(bits: list[float], verdict: str, because: str) -> None:
-    study = make()
+    study = make(seeds=list(range(len(bits))))
     found = [*rows("whole", [2.0] * len(bits)), *rows("grown", bits)]
     decided = results.decide(Claim(arm="grown"), study, found)
     assert decided["verdict"] == verdict
@@ -313,12 +396,28 @@ def test_a_claim_at_a_cost_that_the_other_was_not_run_at() -> None:
 def test_memory_needs_no_equal_cost() -> None:
     found = [*rows("whole", [2.0, 2.0], seconds=4.0), *rows("grown", [1.0, 1.0])]
     claim = Claim(arm="grown", measure="peak_memory_bytes", at_most=0.5)
-    decided = results.decide(claim, make(), found)
+    decided = results.decide(claim, make(seeds=[0, 1]), found)
     assert decided["verdict"] == "holds"
     assert decided["sentence"] == (
         "grown (x1) has at most 0.5 times the peak memory of whole: holds "
-        "(0.250 times over 2 seeds)"
+        "(0.250 times over 2 seeds, 95% interval 0.250 to 0.250)"
     )
+
+
+def test_seeds_that_drop_out_leave_a_claim_undecided() -> None:
+    slow = rows("grown", [1.9, 2.4], seconds=1.0)
+    slow[1]["seconds"] = 1.5
+    found = [*rows("whole", [2.0, 2.0]), *slow]
+    decided = results.decide(Claim(arm="grown", at="seconds"), make(seeds=[0, 1]), found)
+    assert decided["verdict"] == "undecided"
+    assert decided["sentence"].endswith("; seed 1: whole was not run at that cost)")
+
+
+@pytest.mark.parametrize(
+    ("freedom", "quantile"), [(1, 12.706), (9, 2.262), (10, 2.228), (30, 2.042)]
+)
+def test_students_quantiles(freedom: int, quantile: float) -> None:
+    assert results.student(freedom) == pytest.approx(quantile, abs=3e-3)
 
 
 def test_where_two_arms_cross() -> None:
@@ -330,10 +429,15 @@ def test_where_two_arms_cross() -> None:
     crossed = results.crossing(found, "grown", "whole", "seconds")
     assert crossed["costs"] == [pytest.approx(1000.0)]
     assert page.crossing(crossed) == (
-        "grown begins below whole and crosses it at 1e+03 seconds (from 100 to 1e+04 seconds)"
+        "grown begins below whole in the mean and crosses it at 1e+03 seconds "
+        "(from 100 to 1e+04 seconds, 1 seed)"
     )
     alone = results.crossing(found, "grown", "grown", "seconds")
-    assert page.crossing(alone) == "grown lies not below grown everywhere from 100 to 1e+04 seconds"
+    assert page.crossing(alone) == (
+        "grown lies not below grown in the mean everywhere from 100 to 1e+04 seconds, 1 seed"
+    )
+    partial = [*found, found[0] | {"seed": 1}]
+    assert results.crossing(partial, "grown", "whole", "seconds")["seeds"] == [0]
     assert results.crossing(found, "grown", "absent", "seconds")["below"] == []
 
 

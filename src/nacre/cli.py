@@ -550,13 +550,21 @@ def study(
     chosen = studies.load(study, settings or [])
     out = out or Path("runs") / chosen.name
     with nullcontext(Observer()) if quiet else Display(screen) as display:
+        failed: studies.StudyError | None = None
         if run:
-            studies.run(chosen, out, jobs=jobs, observer=display)
+            try:
+                studies.run(chosen, out, jobs=jobs, observer=display)
+            except studies.StudyError as error:
+                failed = error  # said at the end: what the others show is there
             studies.evaluate(chosen, out, observer=display)
+        if failed is not None and not studies.finished_runs(chosen, out):
+            raise failed
         found = studies.read_results(chosen, out)
     page = studies.write(found, out)
     if as_json:
         emit({"study": str(out), "page": str(page), **found})
+        if failed is not None:
+            raise failed
         return
     shown = ("arm", "budget", "seeds", "tokens", "seconds", "peak memory", "bits per byte")
     rows = [{name: row[name] for name in shown} for row in studies.arm_rows(found["runs"])]
@@ -564,6 +572,8 @@ def study(
     for claim in found["claims"]:
         screen.print(claim["sentence"], highlight=False, markup=False, soft_wrap=True)
     screen.print(f"page: {page}", highlight=False, soft_wrap=True)
+    if failed is not None:
+        raise failed
 
 
 @app.command()

@@ -70,7 +70,7 @@ class _Loader(yaml.SafeLoader):
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping, safely; raise `ConfigError` if the file holds none."""
     try:
-        data: object = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        data: object = _unshared(yaml.load(path.read_text(encoding="utf-8"), _Loader))
     except FileNotFoundError:
         raise ConfigError(Problem(str(path), "no such file")) from None
     except UnicodeDecodeError as error:
@@ -91,6 +91,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
             Problem(str(path), f"expected a mapping of keys to values, found {found}")
         )
     return cast("dict[str, Any]", data)
+
+
+def _unshared(node: object) -> object:
+    """Return plain data in which what YAML's aliases name stands anew in each place."""
+    if isinstance(node, dict):
+        return {k: _unshared(v) for k, v in cast("dict[Any, object]", node).items()}
+    if isinstance(node, list):
+        return [_unshared(item) for item in cast("list[object]", node)]
+    return node
 
 
 def write_yaml(section: BaseModel, path: Path) -> None:

@@ -75,6 +75,16 @@ def evaluate(
     ]
 
 
+def known_results(folder: Path, tasks: Sequence[Task]) -> list[dict[str, Any]]:
+    """Return what was kept of scoring a checkpoint on these tasks; it loads and runs nothing.
+
+    Raises as `evaluate`.
+    """
+    target = _target(folder, tasks, None)
+    known = results.read(target.file)
+    return [r for identity in target.identities for r in results.done(known, identity)]
+
+
 def _folders(checkpoints: Sequence[str | Path]) -> list[Path]:
     """Return the folders of what is named, stages for runs, each once."""
     if not checkpoints:

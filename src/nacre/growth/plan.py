@@ -334,9 +334,7 @@ def problems(plan: Plan) -> list[Problem]:
         elif stage.add_blocks == 0 and stage.lora is None and stage.train == "crown":
             fix = "set add_blocks, or lora: {rank: 16} or train: all to readjust the trunk"
             found.append(Problem(field, "adds no blocks and has no lora", fix))
-        known = plan.start_from is None
-        depth = sum(earlier.add_blocks for earlier in plan.stages[:index])
-        found += _reopening_problems(stage, field, depth if known else None, below)
+        found += _reopening_problems(plan, index, 0 if plan.start_from is None else None)
         if stage.budget == "auto" and plan.training_of(stage).schedule == "cosine":
             message = "auto, but a cosine has to know its end"
             fix = "use schedule: wsd or constant"
@@ -351,13 +349,20 @@ def problems(plan: Plan) -> list[Problem]:
     return found
 
 
-def _reopening_problems(
-    stage: Stage, field: str, depth: int | None, below: tuple[str, ...]
-) -> list[Problem]:
-    """Return what is wrong with `train`, `under`, `lora` and `trunk` of a stage on `depth` blocks.
+def reopening_problems(plan: Plan, start: int) -> list[Problem]:
+    """Return what stages ask of blocks that are not there, in a plan that grows `start` blocks."""
+    return [p for index in range(len(plan.stages)) for p in _reopening_problems(plan, index, start)]
 
-    The depth is None where it is not known before a checkpoint is read.
+
+def _reopening_problems(plan: Plan, index: int, start: int | None) -> list[Problem]:
+    """Return what is wrong with `train`, `under`, `lora` and `trunk` of a stage.
+
+    `start` is the depth of what the plan grows, None where that has not been read yet.
     """
+    stage, field = plan.stages[index], f"stages[{index}]"
+    below = tuple(f"stages[{earlier}]" for earlier in range(index))
+    added = sum(earlier.add_blocks for earlier in plan.stages[:index])
+    depth = None if start is None else start + added
     found: list[Problem] = []
     if stage.under and not stage.add_blocks:
         fix = "set add_blocks, or re-open the last blocks with train: {blocks: ...}"

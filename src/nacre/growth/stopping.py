@@ -1,9 +1,10 @@
 """When a stage of `budget: auto` has trained long enough: its time would bring more elsewhere.
 
 A history is the held-out loss (nats a token) over the FLOPs of a stage, from its start (0) on. They
-stand for its seconds: the same plan then ends in the same model, whatever the machine. Gains are
-compared over equal cost: by how much the loss falls while the stage's cost doubles, and by how much
-it fell at the same cost of a new stage.
+stand for its seconds: the same plan then ends in the same model, whatever the machine. The loss at
+its start is that of the stage below, if new blocks have raised it since: to come back is no gain.
+Gains are compared over equal cost: by how much the loss falls while the stage's cost doubles, and
+by how much it fell at the same cost of a new stage.
 """
 
 from __future__ import annotations

@@ -227,8 +227,8 @@ def add_blocks(model: PreTrainedModel, count: int, under: int = 0) -> list[nn.Mo
     """Add `count` freshly initialised blocks of the model's own class; return them.
 
     They go on top, or under the last `under` blocks. Where blocks are of several kinds (`PER_BLOCK`
-    lists in the config), the new ones are of the kinds of the last `count`, in their order, over
-    and over if there are fewer.
+    lists in the config), the new ones are of the kinds of the `count` just below, in their order,
+    over and over if there are fewer.
     """
     parts = find_parts(model)
     config = model.config.get_text_config()
@@ -236,7 +236,8 @@ def add_blocks(model: PreTrainedModel, count: int, under: int = 0) -> list[nn.Mo
     for name in PER_BLOCK:
         kinds = getattr(config, name, None)
         if kinds and not isinstance(getattr(type(config), name, None), property):
-            setattr(config, name, [*kinds, *islice(cycle(kinds[-count:]), count)])
+            below = kinds[: depth - under] or kinds
+            setattr(config, name, [*kinds, *islice(cycle(below[-count:]), count)])
     config.num_hidden_layers = depth + count
     template = parts.blocks[-1]
     reference = next(template.parameters())

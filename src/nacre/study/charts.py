@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from nacre.report.canvas import LIGHT, MARKERS, canvas, legend, subtitle
 from nacre.report.charts import tick
@@ -80,7 +80,10 @@ def _panels(runs: Sequence[Mapping[str, Any]], title: str) -> tuple[Figure, list
     arms = list(dict.fromkeys(run["arm"] for run in runs))
     figure, axes = canvas(title, LIGHT, wide=True, height=4.6, columns=len(COSTS))
     looks: Looks = {
-        arm: (LIGHT.lines[index % len(LIGHT.lines)], list(MARKERS)[index % len(MARKERS)])
+        arm: (
+            LIGHT.lines[index % len(LIGHT.lines)],
+            list(MARKERS)[(index + index // len(LIGHT.lines)) % len(MARKERS)],
+        )
         for index, arm in enumerate(arms)
     }
     legend(figure, looks, wide=True)
@@ -89,6 +92,7 @@ def _panels(runs: Sequence[Mapping[str, Any]], title: str) -> tuple[Figure, list
 
 def _finish(ax: Axes, cost: str) -> None:
     ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: tick(x)))
     ax.set_xlabel(COSTS[cost], color=LIGHT.muted, size=9, labelpad=4)

@@ -20,6 +20,7 @@ from nacre.growth import plan as plans
 from nacre.growth.plan import Plan
 
 Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+ArmName = Annotated[str, Field(pattern=r"^\w[\w-]*$")]  # without a dot: a study's files have one
 Budgets = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
 Axis = Literal["tokens", "flops", "seconds"]
 Measure = Literal["bits_per_byte", "loss", "peak_memory_bytes", "active_parameters"]
@@ -58,7 +59,7 @@ class Study(Section):
     budgets: Budgets = (1.0,)
     baseline: str
     plan: dict[str, Any] = Field(default={}, description="what the plans of all arms share")
-    arms: Annotated[dict[Name, dict[str, Any]], Field(min_length=2)]
+    arms: Annotated[dict[ArmName, dict[str, Any]], Field(min_length=2)]
     claims: tuple[Claim, ...] = ()
     evaluate: Evaluation | None = None
 
@@ -132,14 +133,14 @@ def load(source: str | Path, settings: Sequence[str] = ()) -> Study:
             hint = nearest(str(source), known) or f"recipes: {', '.join(known)}"
             raise ConfigError(Problem("study", f"no file or recipe named {str(source)!r}", hint))
         path = known[str(source)]
-    return parse(override(read_yaml(path), settings), where=str(source))
+    data = read_yaml(path)
+    if isinstance(data.get("plan"), str):
+        data["plan"] = plans.load(data["plan"]).model_dump(mode="json", by_alias=True)
+    return parse(override(data, settings), where=str(source))
 
 
 def parse(data: Mapping[str, Any], where: str = "study") -> Study:
     """Build a study from plain data. Raises `ConfigError` with every problem at once."""
-    data = dict(data)
-    if isinstance(data.get("plan"), str):  # a recipe or a plan's file
-        data["plan"] = plans.load(data["plan"]).model_dump(mode="json", by_alias=True)
     study = validate(Study, data, where=where)
     found = problems(study)
     if found:
@@ -154,6 +155,7 @@ def problems(study: Study) -> list[Problem]:
     if twice:
         message = f"{', '.join(map(str, twice))} stands there more than once"
         found.append(Problem("seeds", message, "equal seeds give equal runs: name each once"))
+    found += _overwritten(study)
     found += [
         Problem(field, f"there is no arm {name!r}", nearest(name, study.arms) or _listed(study))
         for field, name in _named_arms(study)
@@ -163,6 +165,7 @@ def problems(study: Study) -> list[Problem]:
         try:
             of_arm = {key: value for key, value in own.items() if key in _Arm.model_fields}
             validate(_Arm, of_arm, where=f"arms.{arm}")
+            found += _equal_budgets(study, arm)
             study.plan_of(arm, study.seeds[0])
         except ConfigError as error:
             found += [Problem(f"arms.{arm}.{p.field}", p.message, p.fix) for p in error.problems]
@@ -172,11 +175,30 @@ def problems(study: Study) -> list[Problem]:
     return found
 
 
+def _overwritten(study: Study) -> list[Problem]:
+    """Return seeds that would be overwritten by the study's."""
+    parts = {"plan": study.plan} | {f"arms.{name}": arm for name, arm in study.arms.items()}
+    return [
+        Problem(f"{where}.seed", "a study has seeds of its own", "leave it out")
+        for where, part in parts.items()
+        if part.get("seed")
+    ]
+
+
 class _Arm(Section):
     """What an arm says besides its plan."""
 
     about: str = Field(default="", description="what is tried, in a few words")
     budgets: Budgets | None = Field(default=None, description="default: the study's")
+
+
+def _equal_budgets(study: Study, arm: str) -> list[Problem]:
+    written = [f"{budget:g}" for budget in study.budgets_of(arm)]
+    twice = [text for text, times in Counter(written).items() if times > 1]
+    if not twice:
+        return []
+    message = f"{', '.join(twice)} stands there more than once"
+    return [Problem(f"arms.{arm}.budgets", message, "name each once, to six digits")]
 
 
 def _named_arms(study: Study) -> list[tuple[str, str]]:
@@ -203,7 +225,8 @@ def _incomparable(study: Study) -> list[Problem]:
                 message = f"{of(plan)}, but the baseline has {of(reference)}"
                 fix = "arms are compared on one held-out text: make them equal"
                 found.append(Problem(f"arms.{arm}.{field}", message, fix))
-        if plan.tokenizer != reference.tokenizer:
+        found += _read_early(arm, plan)
+        if _tokenizer(plan) != _tokenizer(reference):
             losses = [c for c in study.claims if c.measure == "loss" and arm in (c.arm, c.against)]
             message = "another tokenizer than the baseline's"
             if losses:
@@ -224,6 +247,33 @@ _HELD_OUT = {
     "training.validation_tokens": lambda plan: plan.training.validation_tokens,
 }
 """What decides the text that the last stage's held-out loss is of."""
+
+
+def _tokenizer(plan: Plan) -> tuple[Any, ...]:
+    """Return what decides a plan's tokenizer: a path, or size, alphabet and text to learn from."""
+    given = plan.tokenizer.path or plan.start_from
+    return (given,) if given else (plan.tokenizer, sorted(_all_sources(plan)))
+
+
+def _all_sources(plan: Plan) -> set[str]:
+    return {source for stage in plan.stages for source in stage.sources or plan.data.sources}
+
+
+def _read_early(arm: str, plan: Plan) -> list[Problem]:
+    """Return stages that could train on text which the last one holds out.
+
+    What is held out depends on all sources of a stage together: of the same text in another mix it
+    is another part.
+    """
+    last = set(plan.stages[-1].sources or plan.data.sources)
+    found: list[Problem] = []
+    for index, stage in enumerate(plan.stages):
+        here = set(stage.sources or plan.data.sources)
+        if here != last and here & last:
+            message = f"{', '.join(sorted(here & last))} is read in another mix than at the end"
+            fix = "what is held out at the end could be trained on: read all of the mix or none"
+            found.append(Problem(f"arms.{arm}.stages[{index}].sources", message, fix))
+    return found
 
 
 def _impossible_budgets(study: Study) -> list[Problem]:

@@ -46,7 +46,8 @@ def about(found: Mapping[str, Any]) -> str:
         text += f", transformers {machine['transformers']}"
         text += " (not all runs on the same: wall-clock does not compare)" * machine["mixed"]
     missing = len(found["missing"])
-    return f"{text}." + f" {missing} runs are missing." * bool(missing)
+    lack = f" {missing} {'run is' if missing == 1 else 'runs are'} missing." if missing else ""
+    return f"{text}.{lack}"
 
 
 def sections(found: Mapping[str, Any]) -> list[str]:
@@ -55,6 +56,8 @@ def sections(found: Mapping[str, Any]) -> list[str]:
     if found["comparisons"]:
         parts += [f"Against {found['study']['baseline']}, bits per byte at equal cost:"]
         parts += [table(comparison_rows(found["comparisons"]))]
+    scored = score_rows(found["runs"])
+    parts += [table(scored)] if scored else []
     said = [claim["sentence"] for claim in found["claims"]]
     said += [crossing(each) for each in found["crossings"] if each["below"]]
     return [*parts, "\n".join(f"- {sentence}" for sentence in said)]
@@ -64,14 +67,17 @@ def crossing(found: Mapping[str, Any]) -> str:
     """Say at which costs an arm has fewer bits per byte than another."""
     unit = {"tokens": "tokens", "flops": "FLOPs", "seconds": "seconds"}[found["at"]]
     arm, against, below = found["arm"], found["against"], found["below"]
+    seeds = f"{len(found['seeds'])} seed{'s' * (len(found['seeds']) > 1)}"
     first, last = below[0], below[-1]
-    between = f"from {first['cost']:.3g} to {last['cost']:.3g} {unit}"
+    between = f"from {first['cost']:.3g} to {last['cost']:.3g} {unit}, {seeds}"
     if not found["costs"]:
         lies = "below" if first["below"] else "not below"
-        return f"{arm} lies {lies} {against} everywhere {between}"
+        return f"{arm} lies {lies} {against} in the mean everywhere {between}"
     costs = ", ".join(f"{cost:.3g}" for cost in found["costs"])
     begins = "below" if first["below"] else "above"
-    return f"{arm} begins {begins} {against} and crosses it at {costs} {unit} ({between})"
+    return (
+        f"{arm} begins {begins} {against} in the mean and crosses it at {costs} {unit} ({between})"
+    )
 
 
 def arm_rows(runs: Sequence[Mapping[str, Any]]) -> list[Row]:
@@ -84,8 +90,8 @@ def arm_rows(runs: Sequence[Mapping[str, Any]]) -> list[Row]:
             "arm": arm,
             "budget": f"x{budget:g}",
             "seeds": str(len(group)),
-            "tokens": count(group[0]["tokens"]),
-            "FLOPs": f"{group[0]['flops']:.2e}",
+            "tokens": count(fmean(run["tokens"] for run in group)),
+            "FLOPs": f"{fmean(run['flops'] for run in group):.2e}",
             "seconds": f"{fmean(run['seconds'] for run in group):,.0f}",
             "peak memory": size(fmean(run["peak_memory_bytes"] for run in group)),
             "active": count(group[0]["active_parameters"]),
@@ -108,6 +114,26 @@ def comparison_rows(comparisons: Iterable[Mapping[str, Any]]) -> list[Row]:
         )
         row[titles[each["at"]]] = ratio(each)
     return list(rows.values())
+
+
+def score_rows(runs: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Return a row for each arm, whole task and metric: the mean over seeds at every depth."""
+    depths = sorted({score["depth"] for run in runs for score in run["scores"]})
+    values: dict[tuple[str, float, str, str], dict[int, list[float]]] = {}
+    chance: dict[tuple[str, str], float | None] = {}
+    for run in runs:
+        for one in run["scores"]:
+            if not one["subset"]:
+                key = (run["arm"], run["budget"], one["task"], one["metric"])
+                values.setdefault(key, {}).setdefault(one["depth"], []).append(one["value"])
+                chance[one["task"], one["metric"]] = one["chance"]
+    rows: list[Row] = []
+    for (arm, budget, task, metric), by_depth in values.items():
+        guess = chance[task, metric]
+        row = {"arm": arm, "budget": f"x{budget:g}", "task": task, "metric": metric}
+        row |= {f"depth {d}": spread(by_depth.get(d, [])) for d in depths}
+        rows.append(row | {"chance": "–" if guess is None else f"{guess:.3g}"})
+    return rows
 
 
 def ratio(compared: Mapping[str, Any]) -> str:

@@ -16,16 +16,19 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from nacre.errors import CheckpointError
-from nacre.evaluate import results as evaluations
+from nacre.errors import CheckpointError, FingerprintError
+from nacre.evaluate import run as evaluation
+from nacre.evaluate.tasks import Task
 from nacre.study.design import Claim, Run, Study
-from nacre.study.runner import finished
+from nacre.study.runner import check_plan, evaluation_tasks, finished, finished_runs
 from nacre.train import checkpoint, folder
 
 AXES = ("tokens", "flops", "seconds")
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Quantiles 0.975 of Student's t distribution for 1, 2, ... degrees of freedom."""
+NORMAL = 1.959964  # the same of the normal distribution
 EDGE = 1.02  # costs this near to the end of a curve count as that end
+SCORE = ("depth", "task", "subset", "metric", "value", "n", "chance")
 SAID = {
     "bits_per_byte": "bits per byte", "loss": "loss", "peak_memory_bytes": "peak memory",
     "active_parameters": "active parameters",
@@ -35,14 +38,19 @@ SAID = {
 def read_results(study: Study, out: str | Path) -> dict[str, Any]:
     """Return what the finished runs of a study in the folder `out` show, as plain JSON.
 
-    Raises `CheckpointError` if there are none.
+    Raises `CheckpointError` if there are none, and `FingerprintError` for runs that another plan
+    made or that stand on different text.
     """
     out = Path(out)
-    made = [run for run in study.runs(out) if finished(run)]
+    made = finished_runs(study, out)
+    for run in made:
+        check_plan(run)
     if not made:
         fix = "leave --no-run out to make them"
         raise CheckpointError(f"{out}: no run of this study has finished; {fix}")
-    rows = [measure(run, study) for run in made]
+    tasks = [] if study.evaluate is None else evaluation_tasks(study.evaluate)
+    _check_text(made, study)
+    rows = [measure(run, study, tasks) for run in made]
     pairs = [
         comparison(rows, arm, study.baseline, budget, "bits_per_byte", axis)
         for arm in study.arms
@@ -67,6 +75,22 @@ def read_results(study: Study, out: str | Path) -> dict[str, Any]:
     }
 
 
+def _check_text(made: Sequence[Run], study: Study) -> None:
+    """Refuse runs whose last stages were held against different text, unless texts are named."""
+    if study.evaluate is not None and study.evaluate.data is not None:
+        return
+    first: tuple[Run, dict[str, Any]] | None = None
+    for run in made:
+        record = checkpoint.read_record(checkpoint.stages(run.folder)[-1])
+        first = first or (run, record)
+        for part in ("corpus", "tokenizer"):
+            if record[part] != first[1][part]:
+                fix = f"it is not that of {first[0].folder}: make the older runs again"
+                raise FingerprintError(
+                    f"the {part} of {run.folder}", first[1][part][:12], record[part][:12], fix
+                )
+
+
 def default_claims(study: Study) -> list[Claim]:
     """Return, for a study that claims nothing, that each arm is no worse than the baseline."""
     return [
@@ -77,14 +101,17 @@ def default_claims(study: Study) -> list[Claim]:
     ]
 
 
-def measure(run: Run, study: Study) -> dict[str, Any]:
-    """Return a finished run's costs, scores and curve."""
+def measure(run: Run, study: Study, tasks: Sequence[Task] = ()) -> dict[str, Any]:
+    """Return a finished run's costs, scores and curve; of `tasks` what was kept of scoring it."""
     folders = checkpoint.stages(run.folder)
     records = [checkpoint.read_record(path) for path in folders]
     last = records[-1]["validation"]
     bits = last["bits_per_byte"]
+    known = [evaluation.known_results(path, tasks) if tasks else [] for path in folders]
     if study.evaluate is not None and study.evaluate.data is not None:
-        bits = _evaluated(run.folder, folders[-1])
+        whole = ("lm", "", "bits_per_byte")
+        found = [r for r in known[-1] if (r["task"], r["subset"], r["metric"]) == whole]
+        bits = found[0]["value"] if found else None
     return {
         "arm": run.arm,
         "seed": run.seed,
@@ -104,6 +131,11 @@ def measure(run: Run, study: Study) -> dict[str, Any]:
             for record in records
         ],
         "curve": curve(run, records),
+        "scores": [
+            dict(zip(SCORE, (record["depth"], *(one[key] for key in SCORE[1:])), strict=True))
+            for record, scored in zip(records, known, strict=True)
+            for one in scored
+        ],
     }
 
 
@@ -111,15 +143,6 @@ def _seconds(record: Mapping[str, Any]) -> float:
     """Return a stage's seconds: of training, and of storing its trunk's outputs."""
     cache = (record.get("trunk") or {}).get("cache") or {}
     return record["seconds"] + cache.get("seconds", 0.0)
-
-
-def _evaluated(run: Path, stage: Path) -> float | None:
-    """Return a stage's bits per byte over all texts as `nacre eval` scored it; None: it did not."""
-    asked = (evaluations.fingerprint(stage), "lm", "", "bits_per_byte")
-    for record in reversed(evaluations.read(evaluations.home(run))):
-        if tuple(record[k] for k in ("fingerprint", "task", "subset", "metric")) == asked:
-            return record["value"]
-    return None
 
 
 def curve(run: Run, records: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
@@ -183,9 +206,17 @@ def paired(ratios: Sequence[float]) -> Ratio:
     mean = fmean(logs)
     if len(logs) == 1:
         return Ratio(math.exp(mean), None)
-    quantile = STUDENT[len(logs) - 2] if len(logs) - 2 < len(STUDENT) else 1.96
-    half = quantile * stdev(logs) / math.sqrt(len(logs))
+    half = student(len(logs) - 1) * stdev(logs) / math.sqrt(len(logs))
     return Ratio(math.exp(mean), (math.exp(mean - half), math.exp(mean + half)))
+
+
+def student(freedom: int) -> float:
+    """Return quantile 0.975 of Student's t; beyond the table by Fisher's expansion."""
+    if freedom <= len(STUDENT):
+        return STUDENT[freedom - 1]
+    z = NORMAL
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    return z + first / freedom + second / freedom**2
 
 
 def comparison(
@@ -237,7 +268,9 @@ def decide(claim: Claim, study: Study, rows: Sequence[Mapping[str, Any]]) -> dic
     """Return a claim with its numbers, its verdict and a sentence.
 
     It holds where the whole interval is at most the bound, does not where the whole interval is
-    above, and is undecided otherwise; resources that are the same in every seed need no interval.
+    above, and is undecided otherwise, also where a seed of the study has no ratio: those that are
+    slow, say, must not drop out. Active parameters are the same in every seed: they need no
+    interval.
     """
     against = claim.against or study.baseline
     budget = claim.budget or study.budgets_of(claim.arm)[-1]
@@ -247,7 +280,9 @@ def decide(claim: Claim, study: Study, rows: Sequence[Mapping[str, Any]]) -> dic
         if compares_loss
         else resource(rows, claim.arm, against, budget, claim.measure)
     )
-    verdict, because = _verdict(found, claim.at_most, seeds_matter=compares_loss)
+    absent = [seed for seed in study.seeds if str(seed) not in found["ratios"]]
+    exact = claim.measure == "active_parameters"
+    verdict, because = _verdict(found, claim.at_most, absent, exact=exact)
     where = f" at equal {claim.at.replace('flops', 'FLOPs')}" if compares_loss else ""
     sentence = (
         f"{claim.arm} (x{budget:g}) has at most {claim.at_most:g} times the "
@@ -256,14 +291,19 @@ def decide(claim: Claim, study: Study, rows: Sequence[Mapping[str, Any]]) -> dic
     return found | {"at_most": claim.at_most, "verdict": verdict, "sentence": sentence}
 
 
-def _verdict(found: Mapping[str, Any], bound: float, *, seeds_matter: bool) -> tuple[str, str]:
+def _verdict(
+    found: Mapping[str, Any], bound: float, absent: Sequence[int], *, exact: bool
+) -> tuple[str, str]:
+    why = f"{found['against']} was not run at that cost" if found["beyond"] else "not run"
     if found["mean"] is None:
-        why = f"{found['against']} was not run at that cost" if found["beyond"] else "not run"
         return "undecided", why
     seeds = len(found["ratios"])
     measured = f"{found['mean']:.3f} times over {seeds} seed{'s' * (seeds > 1)}"
-    if not seeds_matter:
+    if exact:
         return ("holds" if found["mean"] <= bound else "does not hold"), measured
+    if absent:
+        listed = ", ".join(map(str, absent))
+        return "undecided", f"{measured}; seed{'s' * (len(absent) > 1)} {listed}: {why}"
     if found["interval"] is None:
         return "undecided", f"{measured}: one seed says nothing of the spread"
     low, high = found["interval"]
@@ -274,11 +314,15 @@ def _verdict(found: Mapping[str, Any], bound: float, *, seeds_matter: bool) -> t
 
 
 def crossing(rows: Sequence[Mapping[str, Any]], arm: str, against: str, at: str) -> dict[str, Any]:
-    """Return where the curves of two arms over their budgets cross, in the mean over seeds.
+    """Return where the curves of two arms over their budgets cross, in the mean over `seeds`.
+
+    Those are the seeds with which all budgets of both were run.
 
     `below` says for every cost at which either was run and both are known whether the arm has fewer
     bits per byte there; `costs` are where that changes, interpolated as in `at_cost`.
     """
+    seeds = _whole_seeds(rows, (arm, against))
+    rows = [row for row in rows if row["seed"] in seeds]
     one, other = _mean_curve(rows, arm, at), _mean_curve(rows, against, at)
     gaps = [
         (x, math.log(a / b))
@@ -291,7 +335,19 @@ def crossing(rows: Sequence[Mapping[str, Any]], arm: str, against: str, at: str)
         if (g0 < 0) != (g1 < 0)
     ]
     below = [{"cost": x, "below": gap < 0} for x, gap in gaps]
-    return {"arm": arm, "against": against, "at": at, "below": below, "costs": costs}
+    return {
+        "arm": arm, "against": against, "at": at, "below": below, "costs": costs, "seeds": seeds,
+    }  # fmt: skip
+
+
+def _whole_seeds(rows: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> list[int]:
+    """Return the seeds with which every budget that these arms were run at was run."""
+    made: dict[int, set[tuple[str, float]]] = {}
+    for row in rows:
+        if row["arm"] in arms and row["bits_per_byte"] is not None:
+            made.setdefault(row["seed"], set()).add((row["arm"], row["budget"]))
+    everything = set[tuple[str, float]]().union(*made.values())
+    return [seed for seed, found in made.items() if found == everything]
 
 
 def _mean_curve(rows: Sequence[Mapping[str, Any]], arm: str, at: str) -> list[tuple[float, float]]:

@@ -7,11 +7,11 @@ of another links these: they are the same files, and count with the time that th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,15 +22,17 @@ import torch
 from nacre import config
 from nacre.errors import ConfigError, FingerprintError, NacreError, Problem
 from nacre.evaluate import run as evaluation
+from nacre.evaluate import tasks
+from nacre.evaluate.tasks import Options, Task
 from nacre.growth import plan as plans
 from nacre.growth.plan import Plan
-from nacre.study.design import Run, Study
+from nacre.study.design import Evaluation, Run, Study
 from nacre.train import checkpoint, folder
 from nacre.train import grow as growing
 from nacre.train.observer import Observer
 
 LOG = "log.txt"
-POLL_SECONDS = 0.5
+POLL_SECONDS = 2.0
 
 
 class StudyError(NacreError):
@@ -41,13 +43,16 @@ def run(study: Study, out: str | Path, *, jobs: int = 1, observer: Observer | No
     """Make every run of a study that is not finished, `jobs` side by side, in the folder `out`.
 
     Given again, it goes on where it stopped. Side by side, the processor's threads are divided
-    among the runs: wall-clock compares runs made with the same `jobs`, and that is kept for it.
+    among the runs: compare wall-clock only of runs made with the same `jobs`.
     Raises `ConfigError` before the first run for what would stop any of them, `FingerprintError`
     for a run in `out` that another plan made, and `StudyError` at the end for runs that failed.
     """
     out, observer = Path(out), observer or Observer()
     runs = study.runs(out)
-    check(runs, out, jobs)
+    check(study, runs, out, jobs)
+    for arm in study.arms:
+        for warning in plans.warnings(study.plan_of(arm, study.seeds[0], study.budgets_of(arm)[0])):
+            observer.warn(f"{arm}: {warning}")
     out.mkdir(parents=True, exist_ok=True)
     config.write_yaml(study, out / "study.yaml")
     waiting = [each for each in runs if not finished(each)]
@@ -62,7 +67,7 @@ def run(study: Study, out: str | Path, *, jobs: int = 1, observer: Observer | No
                 prepare(ready, runs)
                 active.append(_Job(ready, _start(ready, jobs)))
                 observer.note(f"{_title(ready)}: started")
-            time.sleep(POLL_SECONDS)
+            _wait(active)
             for job in list(active):
                 observer.advance(job.progress())
                 if job.process.poll() is not None:
@@ -85,14 +90,28 @@ def evaluate(study: Study, out: str | Path, *, observer: Observer | None = None)
     if study.evaluate is None:
         return
     asked = study.evaluate
-    evaluation.evaluate(
-        [each.folder for each in study.runs(Path(out)) if finished(each)], asked.tasks,
-        data=asked.data, data_dir=asked.data_dir, limit=asked.limit, observer=observer,
-    )  # fmt: skip
+    folders = [each.folder for each in finished_runs(study, out)]
+    if folders:
+        evaluation.evaluate(
+            folders, asked.tasks,
+            data=asked.data, data_dir=asked.data_dir, limit=asked.limit, observer=observer,
+        )  # fmt: skip
 
 
-def check(runs: Sequence[Run], out: Path, jobs: int) -> None:
+def evaluation_tasks(asked: Evaluation) -> list[Task]:
+    """Return the tasks that a study is to score; raise `ConfigError` for what cannot be."""
+    options = Options(data=asked.data, data_dir=asked.data_dir, limit=asked.limit)
+    found = tasks.prepare(asked.tasks, options)
+    if asked.data is not None and all(task.name != "lm" for task in found):
+        fix = "add lm to evaluate.tasks, or leave evaluate.data out"
+        raise ConfigError(Problem("evaluate.data", "no task reads it", fix))
+    return found
+
+
+def check(study: Study, runs: Sequence[Run], out: Path, jobs: int) -> None:
     """Check all that can be checked before the first run."""
+    if study.evaluate is not None:
+        evaluation_tasks(study.evaluate)
     if jobs < 1:
         raise ConfigError(Problem("--jobs", f"{jobs} is not 1 or more", "leave it out"))
     if out.exists() and not out.is_dir():
@@ -102,30 +121,47 @@ def check(runs: Sequence[Run], out: Path, jobs: int) -> None:
         raise ConfigError(Problem("--out", message, "name a new or empty folder"))
     plans_seen: set[str] = set()
     for each in runs:
-        here = each.folder / folder.PLAN
-        if here.exists():
-            old = plans.load(here)
-            if old.fingerprint() != each.plan.fingerprint():
-                raise FingerprintError(
-                    f"the plan of {each.folder}", old.fingerprint()[:12],
-                    each.plan.fingerprint()[:12], "name another --out for the changed study",
-                )  # fmt: skip
+        check_plan(each)
         if each.plan.fingerprint() not in plans_seen and not finished(each):
             growing.check(each.plan, each.folder)
         plans_seen.add(each.plan.fingerprint())
 
 
+def check_plan(run: Run) -> None:
+    """Raise `FingerprintError` if what stands in a run's folder was grown by another plan."""
+    here = run.folder / folder.PLAN
+    if not here.exists():
+        return
+    old = plans.load(here)
+    if _stages(old, len(old.stages)) != _stages(run.plan, len(run.plan.stages)):
+        raise FingerprintError(
+            f"the plan of {run.folder}", old.fingerprint()[:12], run.plan.fingerprint()[:12],
+            "name another --out for the changed study",
+        )  # fmt: skip
+
+
 def finished(run: Run) -> bool:
-    """Tell whether all stages of a run are there."""
-    return len(checkpoint.stages(run.folder)) == len(run.plan.stages)
+    """Tell whether a run is whole: its plan, its record and all of its stages."""
+    whole = all((run.folder / name).exists() for name in (folder.PLAN, folder.RUN))
+    return whole and len(checkpoint.stages(run.folder)) == len(run.plan.stages)
+
+
+def finished_runs(study: Study, out: str | Path) -> list[Run]:
+    """Return the runs of a study that are whole."""
+    return [run for run in study.runs(Path(out)) if finished(run)]
 
 
 def prepare(run: Run, runs: Sequence[Run]) -> None:
     """Make a run's folder, with links to what other runs have made that is the same for it."""
     if (run.folder / folder.PLAN).exists():
         return
-    shutil.rmtree(run.folder, ignore_errors=True)
-    run.folder.mkdir(parents=True)
+    with checkpoint.new_folder(run.folder) as partial:
+        _link_shared(run, runs, partial)
+        config.write_yaml(run.plan, partial / folder.PLAN)
+
+
+def _link_shared(run: Run, runs: Sequence[Run], target: Path) -> None:
+    """Link what other runs have made that is the same for this one."""
     made = [each for each in runs if (each.folder / folder.RUN).exists()]
     same = [each for each in made if _parts(each.plan) == _parts(run.plan)]
     if same:
@@ -135,12 +171,10 @@ def prepare(run: Run, runs: Sequence[Run]) -> None:
         names += [f"stages/{number:02d}" for number in range(1, count + 1)]
         for name in names:
             if (best.folder / name).exists():
-                target = run.folder / name
-                shutil.copytree(best.folder / name, target, copy_function=checkpoint.link)
+                shutil.copytree(best.folder / name, target / name, copy_function=checkpoint.link)
         for line in folder.read_metrics(best.folder):
             if line["stage"] <= count:
-                folder.append_metrics(run.folder, line)
-    config.write_yaml(run.plan, run.folder / folder.PLAN)
+                folder.append_metrics(target, line)
 
 
 def _parts(plan: Plan) -> dict[str, Any]:
@@ -156,10 +190,15 @@ def shared_stages(made: Run, wanted: Run) -> int:
 
 
 def common_stages(one: Plan, other: Plan) -> int:
-    """Return how many of their first stages two plans have in common, so that they are equal."""
+    """Return how many of their first stages two plans have in common, cost and all."""
     most = min(len(one.stages), len(other.stages))
-    equal = (one.fingerprint(n) == other.fingerprint(n) for n in range(most, 0, -1))
-    return next((n for n, same in zip(range(most, 0, -1), equal, strict=True) if same), 0)
+    return next((n for n in range(most, 0, -1) if _stages(one, n) == _stages(other, n)), 0)
+
+
+def _stages(plan: Plan, count: int) -> dict[str, Any]:
+    """Return what decides the first stages of a plan, how their trunks run included."""
+    data = plan.model_dump(mode="json", by_alias=True, exclude={"name"})
+    return data | {"stages": data["stages"][:count]}
 
 
 def _next(waiting: Sequence[Run], active: Sequence[_Job]) -> Run | None:
@@ -192,12 +231,19 @@ class _Job:
 
 def _start(run: Run, jobs: int) -> subprocess.Popen[bytes]:
     threads = max(1, torch.get_num_threads() // jobs)
-    environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     command = [sys.executable, "-m", "nacre", "grow", "--resume", "--quiet", "--track", "none"]
     with (run.folder / LOG).open("wb") as log:
         return subprocess.Popen(
             [*command, "--out", str(run.folder)], env=environment, stdout=log, stderr=log
         )
+
+
+def _wait(active: Sequence[_Job]) -> None:
+    """Wait a little, or until a run ends."""
+    if active:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            active[0].process.wait(timeout=POLL_SECONDS)
 
 
 def _ended(job: _Job, observer: Observer) -> list[str]:

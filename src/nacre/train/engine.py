@@ -301,9 +301,14 @@ class StageTrunk:
 
     @torch.no_grad()
     def loss_below(self, held_out: Iterable[tuple[Batch, torch.Tensor]]) -> float:
-        """Return the held-out loss (nats a token) of the model without the stage's new blocks."""
+        """Return the held-out loss (nats a token) of the model without the stage's new blocks.
+
+        With them where it trains blocks of the trunk again: these have no head of their own.
+        """
         head = stock.find_parts(self.model).head
-        norm = stock.upper(self.model, self.depth, self.depth)
+        this = self.plan.stages[self.index]
+        plain = this.train == "crown" and not this.under
+        norm = stock.upper(self.model, self.depth, self.depth if plain else None)
         nats, tokens = 0.0, 0
         for batch, below_BTD in held_out:
             inputs = below_BTD.to(self.accelerator.device, head.weight.dtype)

@@ -6,6 +6,7 @@ the stages. Everything that a user can get wrong is checked before the first ste
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from nacre.data.loader import LoaderState
 from nacre.data.shards import TokenStore
 from nacre.errors import CheckpointError, ConfigError, NacreError, Problem, nearest
 from nacre.growth import budget, ledger, stage
+from nacre.growth import plan as plans
 from nacre.growth.plan import Plan, Stage
 from nacre.growth.stopping import has_trained_enough
 from nacre.models import stock
@@ -34,7 +36,7 @@ from nacre.train.engine import StageTrunk, drop_caches, reading
 from nacre.train.loop import Hook, StageRun, evaluate, setup, train
 from nacre.train.observer import Observer
 from nacre.train.parts import Parts, make_parts, source_sets
-from nacre.train.record import Below, certify_merge, save_stage, stage_cost, stage_record
+from nacre.train.record import Below, certify_merge, plain_cost, save_stage, stage_record
 
 
 def grow(
@@ -95,6 +97,9 @@ def check(plan: Plan, out: Path, trackers: Sequence[str] = ()) -> None:
         base = checkpoint.load_config(checkpoint.newest(plan.start_from))
         with growable(plan):
             stock.count_parameters(base)
+        found = plans.reopening_problems(plan, base.get_text_config().num_hidden_layers)
+        if found:
+            raise ConfigError(found)
         positions = getattr(base.get_text_config(), "max_position_embeddings", None)
         if positions is not None and plan.model.context > positions:
             message = f"{plan.model.context}, but {plan.start_from} has {positions} positions"
@@ -172,7 +177,7 @@ def run_stage(
     )
     if run.progress.step == 0:
         run.progress.history = [(0, report_validation(run, out, number, observer)["loss"])]
-    flops_per_token = stage_cost(plan, number, parts).flops_per_token
+    flops_per_token = plain_cost(plan, number, parts).flops_per_token
     train(run, hooks(number, out, observer, below, flops_per_token))
 
     ledger.verify_frozen(model, resident)
@@ -286,11 +291,18 @@ def enough(run: StageRun, below: Below | None, flops_per_token: float) -> bool:
     history = [(tokens * flops_per_token, loss) for tokens, loss in run.progress.history]
     if below is None:
         return has_trained_enough(history, None)
-    lower: list[tuple[float, float]] = []
-    if below.record.get("parent"):  # one that stood on nothing gained in another way
-        each = below.record["flops"] / below.record["tokens"]
-        lower = [(tokens * each, loss) for tokens, loss in below.record.get("history", [])]
-    return has_trained_enough(history, lower)
+    reached = below.record.get("validation", {}).get("loss", math.inf)
+    history[0] = (0.0, min(history[0][1], reached))
+    return has_trained_enough(history, gains(below.record))
+
+
+def gains(record: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """Return the history of a stage on a trunk, by FLOPs; nothing of one that stood on nothing."""
+    if not record.get("parent") or not record.get("history"):
+        return []
+    each = record["plain_flops_per_token"]
+    start, *later = record["history"]
+    return [(0.0, min(start[1], record["loss_below"])), *((t * each, loss) for t, loss in later)]
 
 
 def hooks(

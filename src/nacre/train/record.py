@@ -45,10 +45,23 @@ def certify_merge(adapted: PeftModel, this: Stage, run: StageRun) -> dict[str, A
     return this.lora.model_dump() | {"merge": certificate.record()}
 
 
-def stage_cost(plan: Plan, number: int, parts: Parts) -> budget.StageCost:
-    """Return what stage `number`, from 1, was to cost."""
+def plain_cost(plan: Plan, number: int, parts: Parts) -> budget.StageCost:
+    """Return what stage `number`, from 1, costs where trunks are run for every batch.
+
+    It is the same however the trunk is run: what decides a run's weights may rest on it.
+    """
+    return _cost(plan, number, parts, ["recompute"] * number)
+
+
+def _cost(plan: Plan, number: int, parts: Parts, modes: Sequence[str]) -> budget.StageCost:
+    """Return the cost of stage `number` where the trunks of the stages up to it ran in `modes`."""
     base = checkpoint.load_config(checkpoint.newest(plan.start_from)) if plan.start_from else None
-    return budget.estimate(plan, len(parts.tokenizer), base)[number - 1]
+    stages = [
+        this.model_copy(update={"trunk": "cache" if mode == "cache" else "recompute"})
+        for this, mode in zip(plan.stages, modes, strict=False)
+    ]
+    as_run = plan.model_copy(update={"stages": (*stages, *plan.stages[number:])})
+    return budget.estimate(as_run, len(parts.tokenizer), base)[number - 1]
 
 
 def stage_record(
@@ -60,7 +73,8 @@ def stage_record(
     growth: list[list[int]] = below.record["growth"] if below else []
     if this.add_blocks:
         growth = growth_with(growth, this.add_blocks, this.under)
-    cost = stage_cost(plan, number, parts)
+    modes = [*(["recompute"] * (number - 2)), *_mode_below(below, number), run.trunk_mode]
+    cost = _cost(plan, number, parts, modes)
     return {
         "stage": number,
         "depth": len(found.blocks),
@@ -77,6 +91,8 @@ def stage_record(
         "under": this.under,
         "validation": evaluate(run),
         "history": progress.history,
+        "plain_flops_per_token": plain_cost(plan, number, parts).flops_per_token,
+        "loss_below": below.record.get("validation", {}).get("loss") if below else None,
         "growth": growth,
         "cursor": progress.cursor,
         "parent": below.record["fingerprint"] if below else None,
@@ -85,6 +101,11 @@ def stage_record(
         "tokenizer": parts.fingerprints["tokenizer"],
         "corpus": run.store.fingerprint,
     }
+
+
+def _mode_below(below: Below | None, number: int) -> list[str]:
+    """Return how the trunk of the plan's stage before `number` ran, if there is one."""
+    return [below.record["trunk_mode"]] if below is not None and number > 1 else []
 
 
 def growth_with(growth: Sequence[Sequence[int]], count: int, under: int) -> list[list[int]]:
