@@ -1,7 +1,8 @@
 """The `nacre` command. Commands only: each reads its options, calls the library, prints.
 
 People read stderr; with `--json` a command prints one JSON object on stdout. Exit code 0 only on
-success, 2 for a user's mistake (one clear message, no traceback).
+success, 2 for a user's mistake (one clear message, no traceback), 3 where a signal stopped a growth
+whose state was saved.
 """
 
 from __future__ import annotations
@@ -63,18 +64,18 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(args=arguments, prog_name="nacre")
     except NacreError as error:
-        fail(str(error))
+        fail(str(error), getattr(error, "EXIT_CODE", 2))
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
         fail(f"{error.filename or 'the disk'}: {error.strerror}")
 
 
-def fail(message: str) -> NoReturn:
-    """Print an error and exit with code 2."""
-    screen.print("[bold red]error:[/]", end=" ")
+def fail(message: str, code: int = 2) -> NoReturn:
+    """Print an error and exit with a code."""
+    screen.print("[bold red]error:[/]" if code == 2 else "[yellow]stopped:[/]", end=" ")
     screen.print(message, highlight=False, markup=False, soft_wrap=True)
-    sys.exit(2)
+    sys.exit(code)
 
 
 def emit(data: Any) -> None:
@@ -603,6 +604,28 @@ def report(
         emit({**named, "report": str(page)})
     else:
         print(page)
+
+
+@app.command()
+def verify(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")], as_json: Json = False
+) -> None:
+    """Read everything that a run holds and check it: tensors, lineage, tokens, saved states."""
+    from dataclasses import asdict
+
+    from nacre.terminal import Display
+    from nacre.train.verify import verify as check
+
+    quiet_transformers()
+    with Display(screen) as display:
+        found = check(run, display)
+    wrong = [finding for finding in found if finding.wrong]
+    if as_json:
+        emit({"run": str(run), "whole": not wrong, "checked": [asdict(each) for each in found]})
+    for finding in [] if as_json else found:
+        print(f"{finding.what}: {finding.wrong or 'whole'}")
+    if wrong:
+        raise CheckpointError(f"{run}: {len(wrong)} of {len(found)} parts are damaged")
 
 
 @app.command()

@@ -92,6 +92,14 @@ class TokenStore:
             _check_size(folder / f"{split}.documents", (counts.documents + 1) * 8)
         return store
 
+    def verify(self) -> None:
+        """Read everything; raise CheckpointError if it is not what was written."""
+        if _fingerprint(self.folder, self.tokenizer) != self.fingerprint:
+            raise CheckpointError(
+                f"{self.folder}: damaged: its tokens are not what was written; delete the folder "
+                "to tokenize again"
+            )
+
     @property
     def dtype(self) -> np.dtype[Any]:
         """The type of the tokens: uint16 up to 65,536 token ids, uint32 above."""

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: stages sharded by growth step, and the state of a running stage.
+"""Checkpoints on disk: stages sharded by growth step.
 
 A stage is a stock Hugging Face folder. Its weights stand in one shard for the substrate, one for
 the blocks of each growth step, and one for norm and head; a shard that did not change is the same
@@ -8,19 +8,18 @@ written under a temporary name and renamed, so a reader never sees half of it.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import pickle
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from nacre.errors import CheckpointError
@@ -30,10 +29,6 @@ SUBSTRATE_SHARD = "substrate.safetensors"
 HEAD_SHARD = "head.safetensors"
 INDEX = "model.safetensors.index.json"
 RECORD = "stage.json"
-PROGRESS = (
-    "stage", "step", "tokens", "seconds", "best", "stale", "cursor", "peak_memory_bytes",
-    "history", "end",
-)  # fmt: skip
 
 
 def blocks_shard(stage: int) -> str:
@@ -48,15 +43,58 @@ def new_folder(target: Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        yield partial
+        with writing(target):
+            yield partial
+        sync(partial)
         old = target.with_name(f".{target.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if target.exists():
             target.rename(old)
         partial.rename(target)
+        sync_folder(target.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Turn what the libraries raise when a disk is full or fails into the error of the system.
+
+    safetensors and torch report it in words of their own; these hold the system's.
+    """
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        said = str(error)
+        for code in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+            if os.strerror(code) in said or f"os error {code}" in said:
+                raise OSError(code, os.strerror(code), str(target)) from None
+        if "PytorchStreamWriter" in said or "unexpected pos" in said:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(target)) from None
+        raise
+
+
+def sync(folder: Path) -> None:
+    """Make sure that every file in a folder, at any depth, has reached the disk."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        else:
+            sync_folder(path)
+    sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make sure that the names in a folder have reached the disk, where the system can."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
@@ -67,8 +105,12 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write text in UTF-8 under a temporary name and rename it."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(path)
+    sync_folder(path.parent)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -180,7 +222,7 @@ def load_model(folder: str | Path) -> PreTrainedModel:
             output_loading_info=True,
         )
     except (OSError, ValueError, SafetensorError, KeyError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{folder}: cannot be loaded: {_one_line(error)}") from None
+        raise CheckpointError(f"{folder}: cannot be loaded: {one_line(error)}") from None
     wrong = sorted(map(str, [*loaded["missing_keys"], *loaded["mismatched_keys"]]))
     if wrong:
         raise CheckpointError(f"{folder}: {len(wrong)} tensors are missing, first {wrong[0]}")
@@ -193,7 +235,7 @@ def load_config(folder: str | Path) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder}: cannot be loaded: {_one_line(error)}") from None
+        raise CheckpointError(f"{folder}: cannot be loaded: {one_line(error)}") from None
 
 
 def _check_folder(folder: str | Path) -> None:
@@ -205,7 +247,8 @@ def _check_folder(folder: str | Path) -> None:
             raise CheckpointError(f"{folder}: holds no model (config.json is missing)")
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """Return the beginning of what an error says, in one line."""
     return " ".join(str(error).split())[:300]
 
 
@@ -221,10 +264,11 @@ def stages(run: Path) -> list[Path]:
 
 def read_record(stage: Path) -> dict[str, Any]:
     """Return a stage's record; raise `CheckpointError` if it is damaged."""
-    return _require(stage / RECORD, ("stage", "frozen", "weights", "growth", "fingerprint"))
+    return require(stage / RECORD, ("stage", "frozen", "weights", "growth", "fingerprint"))
 
 
-def _require(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+def require(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """Return a JSON object that must have these keys; raise `CheckpointError` if it lacks one."""
     data = read_json(path)
     lacking = [key for key in keys if key not in data]
     if lacking:
@@ -248,51 +292,3 @@ def newest(path: str | Path) -> str | Path:
             f"`nacre grow --resume --out {path}`"
         )
     return finished[-1]
-
-
-def save_state(
-    folder: Path,
-    weights: Mapping[str, torch.Tensor],
-    optimizer: Mapping[str, Any],
-    progress: Mapping[str, Any],
-) -> None:
-    """Save what a running stage needs to continue exactly: trained weights, optimizer, counters.
-
-    `progress` must have the keys `PROGRESS`.
-    """
-    with new_folder(folder) as partial:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-        save_file(tensors, partial / "trainable.safetensors")
-        torch.save({"optimizer": optimizer, "rng": torch.get_rng_state()}, partial / "optimizer.pt")
-        write_json(partial / "progress.json", progress)
-
-
-@dataclass(frozen=True)
-class SavedState:
-    """What `save_state` wrote."""
-
-    weights: dict[str, torch.Tensor]
-    optimizer: dict[str, Any]
-    random_state: torch.Tensor
-    progress: dict[str, Any]
-
-
-def load_state(folder: Path) -> SavedState | None:
-    """Return the saved state, or None if nothing was saved; raise `CheckpointError` if damaged."""
-    if not (folder / "progress.json").exists():
-        folder = folder.with_name(f".{folder.name}.old")
-        if not (folder / "progress.json").exists():
-            return None
-    progress = _require(folder / "progress.json", PROGRESS)
-    try:
-        weights = load_file(folder / "trainable.safetensors")
-        saved = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
-    except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{folder}: damaged: {_one_line(error)}") from None
-    return SavedState(weights, saved["optimizer"], saved["rng"], progress)
-
-
-def clear_state(folder: Path) -> None:
-    """Remove the saved state of a stage that has finished."""
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.rmtree(folder.with_name(f".{folder.name}.old"), ignore_errors=True)

@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from nacre import config
 from nacre.errors import ConfigError, FingerprintError, Problem
 from nacre.growth import budget
 from nacre.growth import plan as plans
 from nacre.growth.plan import Plan
-from nacre.train import checkpoint
+from nacre.train import checkpoint, state
 
-PLAN, RUN, METRICS = "plan.yaml", "run.json", "metrics.jsonl"
+PLAN, RUN, METRICS, LOCK = "plan.yaml", "run.json", "metrics.jsonl", ".lock"
 
 
 def claim(out: Path, plan: Plan | None, *, resume: bool, overwrite: bool) -> Plan:
@@ -40,7 +42,7 @@ def claim(out: Path, plan: Plan | None, *, resume: bool, overwrite: bool) -> Pla
     if mine and not overwrite:
         fix = "add --resume to continue it, --overwrite to replace it, or name another folder"
         raise ConfigError(Problem("--out", f"{out} already holds a run", fix))
-    if not mine and out.exists() and any(out.iterdir()):
+    if not mine and out.exists() and any(path.name != LOCK for path in out.iterdir()):
         message = f"{out} holds files that are not a run's"
         raise ConfigError(Problem("--out", message, "name a new or empty folder"))
     if mine:
@@ -58,11 +60,34 @@ def _keep_inputs(out: Path, plan: Plan) -> None:
             raise ConfigError(Problem("--out", message, "name another folder"))
 
 
-def make(out: Path, plan: Plan, *, overwrite: bool) -> None:
-    """Make the run's folder and write its plan; with `overwrite`, what was there goes first."""
-    if overwrite:
-        shutil.rmtree(out, ignore_errors=True)
+@contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Make the run's folder if need be, and keep other processes from writing to it.
+
+    The system gives the lock back when its owner dies. Raises `ConfigError` if another has it.
+    """
     out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        message = f"another process is writing to {out}"
+        raise ConfigError(Problem("--out", message, "wait until it ends, or stop it")) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def make(out: Path, plan: Plan, *, overwrite: bool) -> None:
+    """Write the plan into the run's folder; with `overwrite`, what was there goes first."""
+    for path in out.iterdir() if overwrite else ():
+        if path.name == LOCK:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
     config.write_yaml(plan, out / PLAN)
 
 
@@ -70,7 +95,7 @@ def _continued(out: Path, plan: Plan | None) -> Plan:
     old = plans.parse(config.read_yaml(out / PLAN), where=str(out / PLAN))
     if plan is None:
         return old
-    saved = checkpoint.load_state(out / "state")
+    saved = state.load(out / "state")
     begun = max(len(checkpoint.stages(out)), saved.progress["stage"] if saved else 0)
     if plan.fingerprint(begun) != old.fingerprint(begun):
         where = _first_difference(old.identity(begun), plan.identity(begun))

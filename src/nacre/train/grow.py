@@ -30,13 +30,15 @@ from nacre.growth import plan as plans
 from nacre.growth.plan import Plan, Stage
 from nacre.growth.stopping import has_trained_enough
 from nacre.models import stock
-from nacre.train import checkpoint, folder
+from nacre.train import checkpoint, folder, state
 from nacre.train.device import accelerating
 from nacre.train.engine import StageTrunk, drop_caches, reading
+from nacre.train.interruption import Interrupted, Stop, memory_advice, stop_signals
 from nacre.train.loop import Hook, StageRun, evaluate, setup, train
 from nacre.train.observer import Observer
 from nacre.train.parts import Parts, make_parts, source_sets
 from nacre.train.record import Below, certify_merge, plain_cost, save_stage, stage_record
+from nacre.train.state import SavedState
 
 
 def grow(
@@ -57,24 +59,32 @@ def grow(
     out, observer = Path(out), observer or Observer()
     plan = folder.claim(out, plan, resume=resume, overwrite=overwrite)
     check(plan, out, trackers)
-    folder.make(out, plan, overwrite=overwrite and not resume)
-    try:
-        with accelerating(plan.training, plan.model.context, out, trackers) as accelerator:
-            parts = make_parts(plan, out, observer)
-            if resume:
-                folder.check_parts(out, parts.fingerprints)
-            record = folder.start_record(plan, parts.fingerprints, accelerator.device)
-            checkpoint.write_json(out / folder.RUN, record)
-            accelerator.init_trackers("trackers")
-            for index in range(len(checkpoint.stages(out)), len(plan.stages)):
-                run_stage(plan, index, out, parts, accelerator, observer)
-            drop_caches(out)
-            accelerator.end_training()
-    except NacreError:
-        if not resume and not (out / folder.RUN).exists():
-            shutil.rmtree(out)  # nothing was trained: the mended plan finds an empty place
-        raise
+    with folder.held(out):
+        folder.make(out, plan, overwrite=overwrite and not resume)
+        try:
+            grow_stages(plan, out, observer, resume=resume, trackers=trackers)
+        except NacreError:
+            if not resume and not (out / folder.RUN).exists():
+                shutil.rmtree(out)  # nothing was trained: the mended plan finds an empty place
+            raise
     return [checkpoint.read_json(path / checkpoint.RECORD) for path in checkpoint.stages(out)]
+
+
+def grow_stages(
+    plan: Plan, out: Path, observer: Observer, *, resume: bool, trackers: Sequence[str]
+) -> None:
+    """Make the parts of a run in the folder `out`, or open them, and run the stages that remain."""
+    with accelerating(plan.training, plan.model.context, out, trackers) as accelerator:
+        parts = make_parts(plan, out, observer)
+        if resume:
+            folder.check_parts(out, parts.fingerprints)
+        record = folder.start_record(plan, parts.fingerprints, accelerator.device)
+        checkpoint.write_json(out / folder.RUN, record)
+        accelerator.init_trackers("trackers")
+        for index in range(len(checkpoint.stages(out)), len(plan.stages)):
+            run_stage(plan, index, out, parts, accelerator, observer)
+        drop_caches(out)
+        accelerator.end_training()
 
 
 def check(plan: Plan, out: Path, trackers: Sequence[str] = ()) -> None:
@@ -142,7 +152,7 @@ def run_stage(
 
     store = parts.stores[this.sources or plan.data.sources]
     start = next_cursor(plan, below, store)
-    saved = saved_state(out, number)
+    saved = saved_state(out, number, observer)
     set_up = StageTrunk(
         plan=plan,
         index=index,
@@ -178,7 +188,8 @@ def run_stage(
     if run.progress.step == 0:
         run.progress.history = [(0, report_validation(run, out, number, observer)["loss"])]
     flops_per_token = plain_cost(plan, number, parts).flops_per_token
-    train(run, hooks(number, out, observer, below, flops_per_token))
+    with stop_signals() as stop, memory_advice(plan, number):
+        train(run, hooks(number, out, observer, below, flops_per_token, stop))
 
     ledger.verify_frozen(model, resident)
     trained = {
@@ -273,13 +284,18 @@ def check_inherited(frozen: Mapping[str, str], below: Below | None) -> None:
         )
 
 
-def saved_state(out: Path, number: int) -> checkpoint.SavedState | None:
+def saved_state(out: Path, number: int, observer: Observer) -> SavedState | None:
     """Return the saved state of stage `number`, if that is what was running."""
-    saved = checkpoint.load_state(out / "state")
-    return saved if saved is not None and saved.progress["stage"] == number else None
+    saved = state.load(out / "state")
+    if saved is None or saved.progress["stage"] != number:
+        return None
+    if saved.damaged:
+        at = f"step {saved.progress['step']} of stage {number}"
+        observer.warn(f"{saved.damaged}; the run goes on from the state before it, {at}")
+    return saved
 
 
-def restore(run: StageRun, out: Path, number: int, saved: checkpoint.SavedState | None) -> None:
+def restore(run: StageRun, out: Path, number: int, saved: SavedState | None) -> None:
     """Continue from the saved state of this stage, if there is one; drop later metrics."""
     if saved is not None:
         run.restore(saved.weights, saved.optimizer, saved.random_state, saved.progress)
@@ -306,8 +322,9 @@ def gains(record: Mapping[str, Any]) -> list[tuple[float, float]]:
 
 
 def hooks(
-    number: int, out: Path, observer: Observer, below: Below | None, flops_per_token: float
-) -> list[Hook]:
+    number: int, out: Path, observer: Observer, below: Below | None, flops_per_token: float,
+    stop: Stop,
+) -> list[Hook]:  # fmt: skip
     """Return what happens after each step: metrics, evaluation, saved state, in this order."""
 
     def log(run: StageRun, metrics: dict[str, Any]) -> None:
@@ -326,10 +343,14 @@ def hooks(
                 observer.note(f"stage {number} ends at step {run.steps}: a new one gains more")
 
     def save(run: StageRun, metrics: dict[str, Any]) -> None:
-        if metrics["step"] % run.training.save_every == 0 and not run.finished:
-            state = {"stage": number, **run.progress.record()}
-            checkpoint.save_state(
-                out / "state", run.trained_weights(), run.optimizer.state_dict(), state
+        if run.finished or not (metrics["step"] % run.training.save_every == 0 or stop.requested):
+            return
+        progress = {"stage": number, **run.progress.record()}
+        state.save(out / "state", run.trained_weights(), run.optimizer.state_dict(), progress)
+        if stop.requested:
+            raise Interrupted(
+                f"stopped by {stop.requested} after step {metrics['step']} of stage {number}; its "
+                f"state is saved: continue with nacre grow --resume --out {out}"
             )
 
     return [log, validate, save]

@@ -17,7 +17,7 @@ from nacre.errors import DivergedError
 from nacre.growth import budget, ledger, stage
 from nacre.growth.plan import Plan, Stage
 from nacre.models import stock
-from nacre.train import checkpoint
+from nacre.train import checkpoint, state
 from nacre.train.card import model_card
 from nacre.train.loop import StageRun, evaluate
 from nacre.train.parts import Parts
@@ -159,4 +159,4 @@ def save_stage(
             shutil.copy2(out / "substrate" / "substrate.json", partial)
         (partial / "README.md").write_text(model_card(record), encoding="utf-8")
         checkpoint.write_json(partial / checkpoint.RECORD, record)
-    checkpoint.clear_state(out / "state")
+    state.clear(out / "state")

@@ -1,0 +1,158 @@
+"""Check a run on disk: every tensor against the ledger, lineage, tokens, metrics, saved states."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from nacre import config
+from nacre import tokenizer as tokenizers
+from nacre.data.shards import TokenStore
+from nacre.errors import CheckpointError, NacreError
+from nacre.growth import ledger
+from nacre.growth import plan as plans
+from nacre.substrate import Substrate
+from nacre.train import checkpoint, folder, state
+from nacre.train.observer import Observer
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was checked: what it is, and what is wrong with it, if anything."""
+
+    what: str
+    wrong: str | None = None
+
+
+def verify(run: str | Path, observer: Observer | None = None) -> list[Finding]:
+    """Read everything that a run holds and return what was checked, in order; change nothing.
+
+    Raises `CheckpointError` for a folder that is no run.
+    """
+    run, observer = Path(run), observer or Observer()
+    if not (run / folder.PLAN).is_file():
+        raise CheckpointError(f"{run}: holds no run ({folder.PLAN} is missing)")
+    checks = list(_checks(run))
+    observer.phase(f"Verify {run}", len(checks))
+    found: list[Finding] = []
+    for what, check in checks:
+        try:
+            check()
+            found.append(Finding(what))
+        except (NacreError, OSError) as error:
+            found.append(Finding(what, str(error)))
+        observer.advance(1)
+    return found
+
+
+def _checks(run: Path) -> Iterator[tuple[str, Callable[[], object]]]:
+    plan = run / folder.PLAN
+    yield "plan", lambda: plans.parse(config.read_yaml(plan), where=str(plan))
+    if (run / folder.RUN).exists():
+        yield "run record", lambda: checkpoint.read_json(run / folder.RUN)
+    if (run / "tokenizer").exists():
+        yield "tokenizer", lambda: _tokenizer(run)
+    if (run / "substrate").exists():
+        yield "substrate", lambda: _substrate(run)
+    for store in sorted((run / "data").glob("*")) if (run / "data").is_dir() else []:
+        if not store.name.startswith("."):
+            yield f"tokens {store.name}", lambda store=store: TokenStore.open(store).verify()
+    try:
+        stages = checkpoint.stages(run)
+    except CheckpointError as error:
+        message = str(error)
+        yield "stages", lambda: _raise(message)
+        stages = []
+    for below, stage in zip([None, *stages], stages, strict=False):
+        yield f"stage {stage.name}", lambda s=stage: _tensors(s)
+        yield f"lineage of {stage.name}", lambda s=stage, b=below: _lineage(s, b)
+    if (run / folder.METRICS).exists():
+        yield "metrics", lambda: _metrics(run)
+    for name in ("state", "state.previous"):
+        if (run / name).exists():
+            yield name, lambda name=name: state.read(run / name)
+
+
+def _raise(message: str) -> None:
+    raise CheckpointError(message)
+
+
+def _recorded(run: Path, part: str) -> str | None:
+    record = checkpoint.read_json(run / folder.RUN) if (run / folder.RUN).exists() else {}
+    return record.get("fingerprints", {}).get(part)
+
+
+def _tokenizer(run: Path) -> None:
+    found = tokenizers.fingerprint(tokenizers.load(run / "tokenizer"))
+    _same(run / "tokenizer", _recorded(run, "tokenizer"), found)
+
+
+def _substrate(run: Path) -> None:
+    found = Substrate.load(run / "substrate").fingerprint
+    _same(run / "substrate", _recorded(run, "substrate"), found)
+
+
+def _same(where: Path, recorded: str | None, found: str) -> None:
+    if recorded is not None and recorded != found:
+        raise CheckpointError(f"{where}: is {found[:12]}, the run began with {recorded[:12]}")
+
+
+def _tensors(stage: Path) -> None:
+    """Hash every tensor of a stage, one at a time, and compare it with the ledger."""
+    record = checkpoint.read_record(stage)
+    expected: dict[str, str] = record["frozen"] | record["weights"]
+    owners = checkpoint.require(stage / checkpoint.INDEX, ("weight_map",))["weight_map"]
+    if set(owners) != set(expected):
+        odd = sorted(set(owners) ^ set(expected))
+        raise CheckpointError(f"{stage}: index and ledger differ in {len(odd)} tensors: {odd[0]}")
+    for shard in sorted(set(owners.values())):
+        if Path(shard).name != shard:
+            raise CheckpointError(f"{stage}: the index names {shard!r}, outside of the folder")
+        try:
+            with safe_open(stage / shard, "pt") as file:
+                for name in (name for name, owner in owners.items() if owner == shard):
+                    if ledger.tensor_hash(file.get_tensor(name)) != expected[name]:
+                        message = f"{name} is not what the ledger recorded"
+                        raise CheckpointError(f"{stage / shard}: damaged: {message}")
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{stage / shard}: damaged: {checkpoint.one_line(error)}"
+            ) from None
+    if ledger.fingerprint(expected) != record["fingerprint"]:
+        raise CheckpointError(f"{stage / checkpoint.RECORD}: its fingerprint is not of its hashes")
+
+
+def _lineage(stage: Path, below: Path | None) -> None:
+    """Check that a stage stands on the one below, and that what it says is frozen was there."""
+    record = checkpoint.read_record(stage)
+    if below is None:
+        return
+    under = checkpoint.read_record(below)
+    if record["parent"] != under["fingerprint"]:
+        raise CheckpointError(f"{stage}: does not stand on {below}: another parent is recorded")
+    known = under["frozen"] | under["weights"]
+    moved = [name for name, value in record["frozen"].items() if known.get(name) != value]
+    if moved:
+        raise CheckpointError(f"{stage}: {len(moved)} frozen tensors differ from those of {below}")
+
+
+def _metrics(run: Path) -> None:
+    """Check that every step of every stage stands there once, without a gap."""
+    last: dict[int, int] = {}
+    for number, written in enumerate((run / folder.METRICS).read_bytes().splitlines(), 1):
+        try:
+            line: dict[str, Any] = json.loads(written)
+            stage, step = line["stage"], line["step"]
+        except (ValueError, KeyError, TypeError):
+            raise CheckpointError(f"{run / folder.METRICS}, line {number}: damaged") from None
+        if "lr" in line and step != last.get(stage, 0) + 1:
+            after = last.get(stage, 0)
+            message = f"step {step} of stage {stage} follows step {after}"
+            raise CheckpointError(f"{run / folder.METRICS}, line {number}: {message}")
+        if "lr" in line:
+            last[stage] = step

@@ -1,0 +1,136 @@
+"""The state of a running stage: it comes back exactly, or the one before it does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from nacre.errors import CheckpointError
+from nacre.train import state as states
+
+
+def trained() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    for _ in range(2):
+        model(torch.randn(4, 3)).square().mean().backward()
+        optimizer.step()
+    return model, optimizer
+
+
+PROGRESS = dict.fromkeys(states.PROGRESS, 0) | {
+    "stage": 2,
+    "step": 7,
+    "best": 1.25,
+    "cursor": {"epoch": 0},
+    "history": [],
+}
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> tuple[Path, torch.nn.Module, torch.optim.Optimizer]:
+    model, optimizer = trained()
+    weights = dict(model.named_parameters())
+    states.save(tmp_path / "state", weights, optimizer.state_dict(), PROGRESS)
+    return tmp_path / "state", model, optimizer
+
+
+def test_a_state_comes_back_exactly(state: tuple) -> None:
+    folder, model, optimizer = state
+    random_state = torch.get_rng_state()
+    saved = states.load(folder)
+    assert saved is not None
+    assert saved.progress == PROGRESS
+    assert torch.equal(saved.random_state, random_state)
+    assert set(saved.weights) == {"weight", "bias"}
+    assert all(torch.equal(saved.weights[n], p) for n, p in model.named_parameters())
+    expected = optimizer.state_dict()
+    assert saved.optimizer["param_groups"] == expected["param_groups"]
+    for index, moments in expected["state"].items():
+        for name, value in moments.items():
+            assert torch.equal(saved.optimizer["state"][index][name], value)
+
+
+def test_a_state_is_replaced_whole_and_cleared(state: tuple) -> None:
+    folder, model, optimizer = state
+    weights = dict(model.named_parameters())
+    later = {**PROGRESS, "step": 8}
+    states.save(folder, weights, optimizer.state_dict(), later)
+    saved = states.load(folder)
+    assert saved is not None
+    assert saved.progress["step"] == 8
+    names = sorted(path.name for path in folder.parent.iterdir())
+    assert names == ["state", "state.previous"]
+    states.clear(folder)
+    assert states.load(folder) is None
+    assert list(folder.parent.iterdir()) == []
+
+
+def test_a_crash_between_the_two_renames_loses_nothing(state: tuple) -> None:
+    folder, *_ = state
+    folder.rename(folder.with_name("state.previous"))
+    saved = states.load(folder)
+    assert saved is not None
+    assert saved.progress == PROGRESS
+
+
+def test_no_state_is_no_error(tmp_path: Path) -> None:
+    assert states.load(tmp_path / "state") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        (name, damage)
+        for name in ("trainable.safetensors", "optimizer.pt", "progress.json")
+        for damage in ("truncate", "garbage", "empty", "remove")
+        if (name, damage) != ("progress.json", "remove")  # then there is no saved state
+    ],
+)
+def test_a_damaged_state_is_refused(name: str, damage: str, state: tuple) -> None:
+    folder, *_ = state
+    path = folder / name
+    data = path.read_bytes()
+    if damage == "remove":
+        path.unlink()
+    else:
+        kinds = {"truncate": data[: len(data) // 2], "garbage": b"\x93garbage", "empty": b""}
+        path.write_bytes(kinds[damage])
+    with pytest.raises(CheckpointError) as caught:
+        states.load(folder)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
+@pytest.mark.parametrize("name", ["trainable.safetensors", "optimizer.pt", "progress.json"])
+def test_from_a_damaged_state_the_one_before_goes_on(name: str, damage: str, state: tuple) -> None:
+    folder, model, optimizer = state
+    weights = dict(model.named_parameters())
+    states.save(folder, weights, optimizer.state_dict(), {**PROGRESS, "step": 8})
+    path = folder / name
+    data = bytearray(path.read_bytes())
+    if damage == "remove":
+        path.unlink()
+    elif damage == "truncate":
+        path.write_bytes(data[: len(data) // 2])
+    else:
+        data[len(data) // 2] ^= 0x40
+        path.write_bytes(data)
+    saved = states.load(folder)
+    assert saved is not None
+    assert saved.progress["step"] == 7
+    if (name, damage) != ("progress.json", "remove"):
+        assert str(folder) in str(saved.damaged)
+
+
+def test_a_flipped_bit_in_weights_is_noticed(state: tuple) -> None:
+    folder, *_ = state
+    path = folder / "trainable.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="is not what was saved"):
+        states.load(folder)
