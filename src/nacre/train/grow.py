@@ -29,6 +29,7 @@ from nacre.growth import budget, ledger, stage
 from nacre.growth import plan as plans
 from nacre.growth.plan import Plan, Stage
 from nacre.growth.stopping import has_trained_enough
+from nacre.growth.trunk import release_memory
 from nacre.models import stock
 from nacre.train import checkpoint, folder, state
 from nacre.train.device import accelerating
@@ -76,6 +77,7 @@ def grow_stages(
     """Make the parts of a run in the folder `out`, or open them, and run the stages that remain."""
     with accelerating(plan.training, plan.model.context, out, trackers) as accelerator:
         parts = make_parts(plan, out, observer)
+        release_memory()  # what making them took is no stage's
         if resume:
             folder.check_parts(out, parts.fingerprints)
         record = folder.start_record(plan, parts.fingerprints, accelerator.device)
