@@ -18,7 +18,8 @@ from nacre.errors import CheckpointError, ConfigError, FingerprintError
 from nacre.growth import budget, ledger
 from nacre.growth import plan as plans
 from nacre.train import checkpoint, folder
-from nacre.train.grow import gains, grow
+from nacre.train.grow import grow
+from nacre.train.hooks import gains
 from nacre.train.observer import Observer
 
 PROGRAM = (

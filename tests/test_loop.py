@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 from nacre import tokenizer as tokenizers
 from nacre.data.loader import validation_batches
 from nacre.data.shards import TokenStore
+from nacre.errors import DivergedError
 from nacre.growth.plan import Stage, Training
 from nacre.growth.stage import freeze_below
 from nacre.models import stock
 from nacre.train import checkpoint
 from nacre.train.device import PeakMemory, bf16_is_fast, cpu_features, micro_batches
 from nacre.train.loop import (
+    MOST_SKIPPED,
     Progress,
     StageRun,
     compiles,
@@ -194,6 +196,31 @@ def test_a_step_moves_what_trains_and_nothing_else(tiny_run: Path) -> None:
     assert {id(p) for g in run.optimizer.param_groups for p in g["params"]} == {
         id(p) for p in run.trained_weights().values()
     }, "optimizer state only for what trains"
+
+
+def test_a_step_that_is_not_finite_is_left_out_if_the_plan_says_so(tiny_run: Path) -> None:
+    training = Training(batch_tokens=256, nonfinite="skip", precision="fp32")
+    run = open_run(tiny_run, training, Stage(add_blocks=1, tokens=5120))
+    batch, _ = next(iter(run.loader))
+    head = stock.find_parts(run.model).head.weight
+    good = head.detach().clone()
+    with torch.no_grad():
+        head[0, 0] = math.nan
+    before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    for step in range(MOST_SKIPPED):
+        metrics = train_step(run, batch)
+        assert metrics["skipped"] == "loss nan, gradient norm nan"
+        assert "loss" not in metrics
+        assert run.progress.skipped == step + 1
+    for name, tensor in run.model.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0, equal_nan=True)
+    with pytest.raises(DivergedError, match="training diverged"):
+        train_step(run, batch)
+    run.optimizer.zero_grad()
+    with torch.no_grad():
+        head.copy_(good)
+    assert "loss" in train_step(run, batch)
+    assert run.progress.skipped == 0
 
 
 def test_evaluation_is_the_stock_model_on_the_held_out_text(tiny_run: Path) -> None:

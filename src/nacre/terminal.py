@@ -83,7 +83,8 @@ class Display(Observer):
     def trained(self, step: dict[str, Any]) -> None:
         """Show loss and speed; in a log file, a line now and then."""
         self.done = step["tokens"]
-        status = f"loss {step['loss']:.3f}  {step['tokens_per_second']:,.0f} tok/s"
+        loss = f"loss {step['loss']:.3f}" if "loss" in step else "left out"
+        status = f"{loss}  {step['tokens_per_second']:,.0f} tok/s"
         if self.bits_per_byte is not None:
             status += f"  held-out {self.bits_per_byte:.3f} b/B"
         if self.task is not None:

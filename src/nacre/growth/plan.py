@@ -144,6 +144,9 @@ class Training(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     clip: PositiveFloat = 1.0
+    nonfinite: Literal["stop", "skip"] = Field(
+        default="stop", description="a step whose loss or gradient is not finite: end, or leave out"
+    )
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     gradient_checkpointing: bool = False
     compile: Literal["auto", "on", "off"] = Field(

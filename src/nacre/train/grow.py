@@ -6,7 +6,6 @@ the stages. Everything that a user can get wrong is checked before the first ste
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,14 +27,14 @@ from nacre.errors import CheckpointError, ConfigError, NacreError, Problem, near
 from nacre.growth import budget, ledger, stage
 from nacre.growth import plan as plans
 from nacre.growth.plan import Plan, Stage
-from nacre.growth.stopping import has_trained_enough
 from nacre.growth.trunk import release_memory
 from nacre.models import stock
 from nacre.train import checkpoint, folder, state
 from nacre.train.device import accelerating
 from nacre.train.engine import StageTrunk, drop_caches, reading
-from nacre.train.interruption import Interrupted, Stop, memory_advice, stop_signals
-from nacre.train.loop import Hook, StageRun, evaluate, setup, train
+from nacre.train.hooks import hooks, report_validation
+from nacre.train.interruption import memory_advice, stop_signals
+from nacre.train.loop import StageRun, setup, train
 from nacre.train.observer import Observer
 from nacre.train.parts import Parts, make_parts, source_sets
 from nacre.train.record import Below, certify_merge, plain_cost, save_stage, stage_record
@@ -302,72 +301,3 @@ def restore(run: StageRun, out: Path, number: int, saved: SavedState | None) -> 
     if saved is not None:
         run.restore(saved.weights, saved.optimizer, saved.random_state, saved.progress)
     folder.rewind_metrics(out, number, run.progress.step)
-
-
-def enough(run: StageRun, below: Below | None, flops_per_token: float) -> bool:
-    """Tell whether a stage of `budget: auto` has trained long enough."""
-    history = [(tokens * flops_per_token, loss) for tokens, loss in run.progress.history]
-    if below is None:
-        return has_trained_enough(history, None)
-    reached = below.record.get("validation", {}).get("loss", math.inf)
-    history[0] = (0.0, min(history[0][1], reached))
-    return has_trained_enough(history, gains(below.record))
-
-
-def gains(record: Mapping[str, Any]) -> list[tuple[float, float]]:
-    """Return the history of a stage on a trunk, by FLOPs; nothing of one that stood on nothing."""
-    if not record.get("parent") or not record.get("history"):
-        return []
-    each = record["plain_flops_per_token"]
-    start, *later = record["history"]
-    return [(0.0, min(start[1], record["loss_below"])), *((t * each, loss) for t, loss in later)]
-
-
-def hooks(
-    number: int, out: Path, observer: Observer, below: Below | None, flops_per_token: float,
-    stop: Stop,
-) -> list[Hook]:  # fmt: skip
-    """Return what happens after each step: metrics, evaluation, saved state, in this order."""
-
-    def log(run: StageRun, metrics: dict[str, Any]) -> None:
-        line = {"stage": number, **metrics}
-        folder.append_metrics(out, line)
-        run.accelerator.log({k: v for k, v in line.items() if k != "step"}, step=metrics["step"])
-        observer.trained(line)
-
-    def validate(run: StageRun, metrics: dict[str, Any]) -> None:
-        if metrics["step"] % run.training.evaluate_every == 0 and metrics["step"] < run.steps:
-            validation = report_validation(run, out, number, observer)
-            run.progress.notice(validation["loss"])
-            decided = run.stage.budget == "tokens" or run.progress.end is not None
-            if not decided and enough(run, below, flops_per_token):
-                run.cut_short()
-                observer.note(f"stage {number} ends at step {run.steps}: a new one gains more")
-
-    def save(run: StageRun, metrics: dict[str, Any]) -> None:
-        if run.finished or not (metrics["step"] % run.training.save_every == 0 or stop.requested):
-            return
-        progress = {"stage": number, **run.progress.record()}
-        state.save(out / "state", run.trained_weights(), run.optimizer.state_dict(), progress)
-        if stop.requested:
-            raise Interrupted(
-                f"stopped by {stop.requested} after step {metrics['step']} of stage {number}; its "
-                f"state is saved: continue with nacre grow --resume --out {out}"
-            )
-
-    return [log, validate, save]
-
-
-def report_validation(
-    run: StageRun, out: Path, number: int, observer: Observer
-) -> dict[str, float]:
-    """Evaluate on the held-out text, record the result and show it."""
-    validation = evaluate(run)
-    step = run.progress.step
-    folder.append_metrics(
-        out,
-        {"stage": number, "step": step, "tokens": run.progress.tokens, "validation": validation},
-    )
-    run.accelerator.log({f"validation/{k}": v for k, v in validation.items()}, step=step)
-    observer.evaluated(validation)
-    return validation

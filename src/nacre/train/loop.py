@@ -28,6 +28,7 @@ from nacre.models import stock
 from nacre.train.device import PeakMemory, micro_batches
 from nacre.train.loss import Objective
 
+MOST_SKIPPED = 10  # steps in a row that may be left out
 WSD_DECAY = 0.2  # the last part of a WSD schedule, in which the learning rate falls to zero
 
 
@@ -68,6 +69,7 @@ class Progress:
     stale: int = 0
     cursor: LoaderState | None = None
     peak_memory_bytes: int = 0
+    skipped: int = 0  # steps in a row that were left out
     history: list[tuple[int, float]] = field(default_factory=list)
     end: int | None = None  # the last step, if `budget: auto` has decided
 
@@ -294,7 +296,9 @@ def train_step(
 ) -> dict[str, Any]:
     """Run one optimizer step on `batch` (int64 `[B, T + 1]`), in micro-batches if so configured.
 
-    `below_BTD` is the trunk's output for it, if that is stored.
+    `below_BTD` is the trunk's output for it, if that is stored. A step that is not finite is left
+    out if the plan says so: its metrics say why and have no loss. Raises `DivergedError` if not, or
+    after `MOST_SKIPPED` in a row.
     """
     accelerator, optimizer, training = run.accelerator, run.optimizer, run.training
     lr = learning_rate(run.progress.step, run.steps, training, run.peak_lr)
@@ -314,12 +318,18 @@ def train_step(
     assert norm is not None
     loss_sum = total.item()
     if not (math.isfinite(loss_sum) and math.isfinite(float(norm))):
-        raise DivergedError(
-            f"step {run.progress.step + 1}: loss {loss_sum}, gradient norm {float(norm)}: training "
-            f"diverged; lower training.lr (now {run.peak_lr:g}) or training.clip"
-        )
+        said = f"loss {loss_sum}, gradient norm {float(norm)}"
+        if training.nonfinite == "stop" or run.progress.skipped >= MOST_SKIPPED:
+            raise DivergedError(
+                f"step {run.progress.step + 1}: {said}: training "
+                f"diverged; lower training.lr (now {run.peak_lr:g}) or training.clip"
+            )
+        optimizer.zero_grad()
+        run.progress.skipped += 1
+        return {"skipped": said, "lr": lr}
     optimizer.step()
     optimizer.zero_grad()
+    run.progress.skipped = 0
     return {"loss": loss_sum, "lr": lr, "grad_norm": float(norm)}
 
 

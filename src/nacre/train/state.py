@@ -23,7 +23,7 @@ from nacre.train import checkpoint
 
 PROGRESS = (
     "stage", "step", "tokens", "seconds", "best", "stale", "cursor", "peak_memory_bytes",
-    "history", "end",
+    "history", "end", "skipped",
 )  # fmt: skip
 WEIGHTS, OPTIMIZER, RECORD = "trainable.safetensors", "optimizer.pt", "progress.json"
 

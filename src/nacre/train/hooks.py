@@ -1,0 +1,106 @@
+"""What happens after each step of a stage: metrics, warnings, evaluation, saved states."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from nacre.growth.stopping import has_trained_enough
+from nacre.train import folder, state
+from nacre.train.interruption import Interrupted, Stop
+from nacre.train.loop import Hook, StageRun, evaluate
+from nacre.train.observer import Observer
+from nacre.train.record import Below
+
+RECENT = 100
+"""How many losses a new one is compared with."""
+SPIKE = 6.0
+"""How many standard deviations above their mean a loss is worth a warning."""
+
+
+def hooks(
+    number: int, out: Path, observer: Observer, below: Below | None, flops_per_token: float,
+    stop: Stop,
+) -> list[Hook]:  # fmt: skip
+    """Return what happens after each step: metrics, evaluation, saved state, in this order."""
+    recent: deque[float] = deque(maxlen=RECENT)
+
+    def watch(run: StageRun, line: Mapping[str, Any]) -> None:
+        """Say that a step was left out, or that the loss has jumped."""
+        where = f"step {line['step']} of stage {number}"
+        if "skipped" in line:
+            observer.warn(f"{where} was left out: {line['skipped']}")
+            return
+        if len(recent) == RECENT and line["loss"] > fmean(recent) + SPIKE * stdev(recent):
+            usual = f"{fmean(recent):.3f} in the mean of the {RECENT} before"
+            observer.warn(f"{where}: the loss jumped to {line['loss']:.3f}, from {usual}")
+            recent.clear()
+        recent.append(line["loss"])
+
+    def log(run: StageRun, metrics: dict[str, Any]) -> None:
+        line = {"stage": number, **metrics}
+        folder.append_metrics(out, line)
+        numbers = {k: v for k, v in line.items() if k not in ("step", "skipped")}
+        run.accelerator.log(numbers, step=metrics["step"])
+        observer.trained(line)
+        watch(run, line)
+
+    def validate(run: StageRun, metrics: dict[str, Any]) -> None:
+        if metrics["step"] % run.training.evaluate_every == 0 and metrics["step"] < run.steps:
+            validation = report_validation(run, out, number, observer)
+            run.progress.notice(validation["loss"])
+            decided = run.stage.budget == "tokens" or run.progress.end is not None
+            if not decided and enough(run, below, flops_per_token):
+                run.cut_short()
+                observer.note(f"stage {number} ends at step {run.steps}: a new one gains more")
+
+    def save(run: StageRun, metrics: dict[str, Any]) -> None:
+        if run.finished or not (metrics["step"] % run.training.save_every == 0 or stop.requested):
+            return
+        progress = {"stage": number, **run.progress.record()}
+        state.save(out / "state", run.trained_weights(), run.optimizer.state_dict(), progress)
+        if stop.requested:
+            raise Interrupted(
+                f"stopped by {stop.requested} after step {metrics['step']} of stage {number}; its "
+                f"state is saved: continue with nacre grow --resume --out {out}"
+            )
+
+    return [log, validate, save]
+
+
+def enough(run: StageRun, below: Below | None, flops_per_token: float) -> bool:
+    """Tell whether a stage of `budget: auto` has trained long enough."""
+    history = [(tokens * flops_per_token, loss) for tokens, loss in run.progress.history]
+    if below is None:
+        return has_trained_enough(history, None)
+    reached = below.record.get("validation", {}).get("loss", math.inf)
+    history[0] = (0.0, min(history[0][1], reached))
+    return has_trained_enough(history, gains(below.record))
+
+
+def gains(record: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """Return the history of a stage on a trunk, by FLOPs; nothing of one that stood on nothing."""
+    if not record.get("parent") or not record.get("history"):
+        return []
+    each = record["plain_flops_per_token"]
+    start, *later = record["history"]
+    return [(0.0, min(start[1], record["loss_below"])), *((t * each, loss) for t, loss in later)]
+
+
+def report_validation(
+    run: StageRun, out: Path, number: int, observer: Observer
+) -> dict[str, float]:
+    """Evaluate on the held-out text, record the result and show it."""
+    validation = evaluate(run)
+    step = run.progress.step
+    folder.append_metrics(
+        out,
+        {"stage": number, "step": step, "tokens": run.progress.tokens, "validation": validation},
+    )
+    run.accelerator.log({f"validation/{k}": v for k, v in validation.items()}, step=step)
+    observer.evaluated(validation)
+    return validation
