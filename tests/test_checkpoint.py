@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -223,6 +224,20 @@ def test_a_truncated_shard(grown: tuple) -> None:
     shard.unlink()
     shard.write_bytes(data[: len(data) // 2])
     refused(folder)
+
+
+@pytest.mark.parametrize("shard", ["../x.safetensors", "/x.safetensors", "a\\b.safetensors", "", 3])
+def test_an_index_that_leaves_its_folder_is_refused(
+    shard: object, run: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "stage"
+    shutil.copytree(run / "stages" / "01", folder)
+    index = json.loads((folder / checkpoint.INDEX).read_text())
+    index["weight_map"] = dict.fromkeys(index["weight_map"], shard)
+    (folder / checkpoint.INDEX).write_text(json.dumps(index))
+    for load in (checkpoint.load_model, checkpoint.load_config):
+        with pytest.raises(CheckpointError, match="is no file of the folder"):
+            load(folder)
 
 
 def test_a_missing_tensor_is_not_made_up(grown: tuple) -> None:

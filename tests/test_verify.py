@@ -76,7 +76,7 @@ def step_twice(run: Path) -> None:
     [
         (lambda run: flip(run / "stages/02/head.safetensors"), "stage 02", "the ledger recorded"),
         (lambda run: (run / "stages/02/head.safetensors").unlink(), "stage 02", "No such file"),
-        (outside, "stage 01", "outside of the folder"),
+        (outside, "stage 01", "is no file of the folder"),
         (another_parent, "lineage of 02", "another parent is recorded"),
         (another_frozen, "lineage of 02", "1 frozen tensors differ"),
         (lambda run: flip(run / "data/01/train.tokens"), "tokens 01", "are not what was written"),

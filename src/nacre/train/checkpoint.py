@@ -245,6 +245,20 @@ def _check_folder(folder: str | Path) -> None:
             raise CheckpointError(f"{folder}: no such folder")
         if not (path / "config.json").is_file():
             raise CheckpointError(f"{folder}: holds no model (config.json is missing)")
+        check_index(path)
+
+
+def check_index(folder: Path) -> None:
+    """Refuse a folder whose index of shards names files that are not in it."""
+    if not (folder / INDEX).is_file():
+        return
+    shards = require(folder / INDEX, ("weight_map",))["weight_map"]
+    if not isinstance(shards, dict):
+        raise CheckpointError(f"{folder / INDEX}: weight_map is no mapping of tensors to files")
+    for shard in shards.values():
+        plain = isinstance(shard, str) and shard and Path(shard).name == shard
+        if not plain or "\\" in shard:
+            raise CheckpointError(f"{folder / INDEX}: {shard!r} is no file of the folder")
 
 
 def one_line(error: Exception) -> str:
