@@ -104,11 +104,24 @@ def described(arm: Mapping[str, Any]) -> str:
             words.append(f"train {train if isinstance(train, str) else train['blocks']}")
         words += [f"LoRA {stage['lora']['rank']}"] if stage.get("lora") else []
         words += [f"lr {stage['lr']}"] if "lr" in stage else []
+        words += [stage["schedule"]] if "schedule" in stage else []
         words += ["auto"] if stage.get("budget") == "auto" else []
         parts.append(f"{' '.join(words)}: {stage['tokens']}")
     own = {k: v for k, v in arm.items() if k not in ("stages", "budgets", "about")}
-    text = "; ".join(parts)
-    return f"{text} ({own})".replace("|", "/") if own else text
+    return "; ".join([*parts, *settings(own)])
+
+
+def settings(own: Mapping[str, Any], path: str = "") -> list[str]:
+    """Return nested settings as `training.lr=4e-3`."""
+    return [
+        text
+        for key, value in own.items()
+        for text in (
+            settings(value, f"{path}{key}.")
+            if isinstance(value, dict)
+            else [f"{path}{key}={value}"]
+        )
+    ]
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ class Training(Section):
     micro_batch_tokens: Count | None = Field(
         default=None, description="tokens per forward pass; default: all"
     )
-    lr: PositiveFloat = 2e-3
+    lr: PositiveFloat = 1e-3
     schedule: Schedule = "wsd"
     warmup: Fraction = 0.05
     weight_decay: Annotated[float, Field(ge=0)] = 0.1

@@ -39,7 +39,8 @@ def write(found: Mapping[str, Any], out: str | Path) -> Path:
 def about(found: Mapping[str, Any]) -> str:
     """Return a sentence on what was run, where, and what is missing."""
     study, machine = found["study"], found["machine"]
-    text = f"{len(found['runs'])} runs, seeds {', '.join(map(str, study['seeds']))}"
+    seeds = study["seeds"]
+    text = f"{len(found['runs'])} runs, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
     if machine:
         where = machine["accelerator"] or machine["processor"] or machine["device"]
         text += f"; {where}, {machine['threads']} threads a run, torch {machine['torch']}"
