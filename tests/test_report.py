@@ -147,7 +147,9 @@ class RunBuilder:
         }
         folder = self.path / "stages" / f"{stage:02d}"
         folder.mkdir(parents=True)
+        record |= {"growth": []}
         checkpoint.write_json(folder / "stage.json", record)
+        checkpoint.write_json(folder / "config.json", {"num_hidden_layers": record["depth"]})
         self.records.append(record)
         return record
 

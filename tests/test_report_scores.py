@@ -316,10 +316,15 @@ def built(path: Path) -> RunBuilder:
     return builder
 
 
+def known_as(run: RunBuilder, stage: int) -> str:
+    """Return what records of a stage are known by."""
+    return results.fingerprint(run.path / "stages" / f"{stage:02d}")
+
+
 def score(run: RunBuilder, **changes: Any) -> None:
     """Write records of every stage of a run."""
     for stage in run.records:
-        known: dict[str, Any] = {"fingerprint": stage["fingerprint"], **changes}
+        known: dict[str, Any] = {"fingerprint": known_as(run, stage["stage"]), **changes}
         value = 0.2 * stage["stage"]
         found = [bits(3 - value, "en", **known), record("copy", value, chance=0.1, **known)]
         subjects = [one | known for one in benchmark(stage["stage"])]
@@ -358,7 +363,7 @@ def test_a_runs_report_shows_its_scores(run: RunBuilder) -> None:
 
 def test_what_records_say_is_escaped(run: RunBuilder) -> None:
     score(run)
-    known = {"fingerprint": run.records[0]["fingerprint"]}
+    known = {"fingerprint": known_as(run, 1)}
     results.append(run.path / results.FILE, [bits(2.0, '<b>"$x', **known)])
     index = report.write(run.path)
     assert "<b>" not in index.read_text(encoding="utf-8")
@@ -390,7 +395,7 @@ def test_several_runs_are_drawn_beside_each_other(
     other = built(tmp_path / "elsewhere" / "one")
     score(run)
     score(other, date="2026-02-02T00:00:00+00:00")
-    only = record("induction", 0.5, fingerprint=run.records[0]["fingerprint"])
+    only = record("induction", 0.5, fingerprint=known_as(run, 1))
     results.append(run.path / results.FILE, [only])
     code, out, _ = command("report", run.path, other.path, "--out", tmp_path / "compared", "--json")
     assert code == 0
@@ -491,9 +496,8 @@ def both(tmp_path: Path, tiny_run: Path) -> Path:
 
 def fingerprints(both: Path) -> dict[str, str]:
     experts = composition.read_record(both)["experts"]
-    return {one["name"]: one["fingerprint"] for one in experts} | {
-        "both": results.fingerprint(both)
-    }
+    places = {one["name"]: both / one["path"] for one in experts} | {"both": both}
+    return {name: results.fingerprint(place) for name, place in places.items()}
 
 
 def test_a_composition_stands_beside_its_experts(both: Path) -> None:

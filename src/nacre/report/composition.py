@@ -28,11 +28,12 @@ def write(folder: Path, out: Path | None = None) -> Path:
     """
     record = composition.read_record(folder)
     places = [folder / expert["path"] for expert in record["experts"]]
+    fingerprint = results.fingerprint(folder)  # finds experts that are gone or changed
     models = [
-        Model(expert["name"], expert["fingerprint"] or results.fingerprint(place), expert["depth"])
+        Model(expert["name"], results.fingerprint(place), expert["depth"])
         for expert, place in zip(record["experts"], places, strict=True)
     ]
-    whole = Model(_name(folder, models), results.fingerprint(folder), None)
+    whole = Model(_name(folder, models), fingerprint, None)
     files = [results.home(place) for place in (folder, *places)]
     found = scores.load(files, [*models, whole])
     alike = scores.shared(found, of=whole.name)

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from nacre.evaluate.results import fingerprint
 from nacre.report.files import RunFiles, Series
 from nacre.report.scores import ALL, Group, Model, Scored, words
+from nacre.train import checkpoint
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,10 @@ class Grid:
 
 def stages(name: str, files: RunFiles) -> list[Model]:
     """Return the finished stages of a run as models, from the bottom up."""
+    folders = checkpoint.stages(files.path)
     return [
-        Model(name, record["fingerprint"], record["depth"], record["stage"], bool(record["lora"]))
-        for record in files.records
+        Model(name, fingerprint(path), record["depth"], record["stage"], bool(record["lora"]))
+        for path, record in zip(folders, files.records, strict=True)
     ]
 
 
