@@ -284,6 +284,8 @@ def test_what_new_blocks_lose_at_first_is_no_gain() -> None:
     }  # fmt: skip
     assert gains(record) == [(0.0, 4.0), (20.0, 3.9)]
     assert gains(record | {"parent": None}) == []
+    foreign = record | {"loss_below": None}  # on a checkpoint that nacre did not grow
+    assert gains(foreign) == [(0.0, 5.0), (20.0, 3.9)]
 
 
 def test_blocks_that_a_checkpoint_lacks_are_named_before_any_work(

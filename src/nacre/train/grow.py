@@ -188,9 +188,9 @@ def run_stage(
     )
     if run.progress.step == 0:
         run.progress.history = [(0, report_validation(run, out, number, observer)["loss"])]
-    flops_per_token = plain_cost(plan, number, parts).flops_per_token
+    plain = plain_cost(plan, number, parts)
     with stop_signals() as stop, memory_advice(plan, number):
-        train(run, hooks(number, out, observer, below, flops_per_token, stop))
+        train(run, hooks(number, out, observer, below, plain.flops_per_token, stop))
 
     ledger.verify_frozen(model, resident)
     trained = {
@@ -198,7 +198,9 @@ def run_stage(
         "trainable": stage.trainable_names(model),
         "lora": certify_merge(adapted, this, run) if adapted is not None else None,
     }
-    record = stage_record(plan, number, run, parts, below) | trained | {"trunk": set_up.record}
+    record = (
+        stage_record(plan, number, run, parts, below, plain) | trained | {"trunk": set_up.record}
+    )
     run.close()
     save_stage(out, record, model, below, stage.plain_names(frozen))
     observer.stage_finished(checkpoint.read_json(checkpoint.stages(out)[-1] / checkpoint.RECORD))

@@ -6,15 +6,16 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
+
+import numpy as np
 
 from nacre.growth.stopping import has_trained_enough
 from nacre.train import folder, state
 from nacre.train.interruption import Interrupted, Stop
 from nacre.train.loop import Hook, StageRun, evaluate
 from nacre.train.observer import Observer
-from nacre.train.record import Below
+from nacre.train.record import Below, loss_of
 
 RECENT = 100
 """How many losses a new one is compared with."""
@@ -35,8 +36,9 @@ def hooks(
         if "skipped" in line:
             observer.warn(f"{where} was left out: {line['skipped']}")
             return
-        if len(recent) == RECENT and line["loss"] > fmean(recent) + SPIKE * stdev(recent):
-            usual = f"{fmean(recent):.3f} in the mean of the {RECENT} before"
+        mean = np.mean(recent) if len(recent) == RECENT else math.inf
+        if line["loss"] > mean and line["loss"] > mean + SPIKE * np.std(recent, ddof=1):
+            usual = f"{mean:.3f} in the mean of the {RECENT} before"
             observer.warn(f"{where}: the loss jumped to {line['loss']:.3f}, from {usual}")
             recent.clear()
         recent.append(line["loss"])
@@ -77,8 +79,7 @@ def enough(run: StageRun, below: Below | None, flops_per_token: float) -> bool:
     history = [(tokens * flops_per_token, loss) for tokens, loss in run.progress.history]
     if below is None:
         return has_trained_enough(history, None)
-    reached = below.record.get("validation", {}).get("loss", math.inf)
-    history[0] = (0.0, min(history[0][1], reached))
+    history[0] = (0.0, _start(history[0][1], loss_of(below)))
     return has_trained_enough(history, gains(below.record))
 
 
@@ -88,7 +89,13 @@ def gains(record: Mapping[str, Any]) -> list[tuple[float, float]]:
         return []
     each = record["plain_flops_per_token"]
     start, *later = record["history"]
-    return [(0.0, min(start[1], record["loss_below"])), *((t * each, loss) for t, loss in later)]
+    first = (0.0, _start(start[1], record["loss_below"]))
+    return [first, *((tokens * each, loss) for tokens, loss in later)]
+
+
+def _start(loss: float, below: float | None) -> float:
+    """Return the loss that a stage's gain is counted from: the one below's, if blocks raised it."""
+    return loss if below is None else min(loss, below)
 
 
 def report_validation(

@@ -31,6 +31,11 @@ class Below:
     record: dict[str, Any]
 
 
+def loss_of(below: Below | None) -> float | None:
+    """Return the held-out loss (nats) that a stage stands on, None if none was measured."""
+    return below.record.get("validation", {}).get("loss") if below else None
+
+
 def certify_merge(adapted: PeftModel, this: Stage, run: StageRun) -> dict[str, Any]:
     """Merge the adapters; return their settings and a certificate on the first held-out windows."""
     assert this.lora is not None
@@ -65,16 +70,26 @@ def _cost(plan: Plan, number: int, parts: Parts, modes: Sequence[str]) -> budget
 
 
 def stage_record(
-    plan: Plan, number: int, run: StageRun, parts: Parts, below: Below | None
+    plan: Plan,
+    number: int,
+    run: StageRun,
+    parts: Parts,
+    below: Below | None,
+    plain: budget.StageCost,
 ) -> dict[str, Any]:
-    """Return what `stage.json` says of the training; the ledger's part is added by the caller."""
+    """Return what `stage.json` says of the training; the ledger's part is added by the caller.
+
+    `plain` is what `plain_cost` says of the stage.
+    """
     this, progress = plan.stages[number - 1], run.progress
     found = stock.find_parts(run.model)
     growth: list[list[int]] = below.record["growth"] if below else []
     if this.add_blocks:
         growth = growth_with(growth, this.add_blocks, this.under)
-    modes = [*(["recompute"] * (number - 2)), *_mode_below(below, number), run.trunk_mode]
-    cost = _cost(plan, number, parts, modes)
+    cost = plain
+    if run.trunk_mode == "cache":
+        modes = [*(["recompute"] * (number - 2)), *_mode_below(below, number), "cache"]
+        cost = _cost(plan, number, parts, modes)
     return {
         "stage": number,
         "depth": len(found.blocks),
@@ -91,8 +106,8 @@ def stage_record(
         "under": this.under,
         "validation": evaluate(run),
         "history": progress.history,
-        "plain_flops_per_token": plain_cost(plan, number, parts).flops_per_token,
-        "loss_below": below.record.get("validation", {}).get("loss") if below else None,
+        "plain_flops_per_token": plain.flops_per_token,
+        "loss_below": loss_of(below),
         "growth": growth,
         "cursor": progress.cursor,
         "parent": below.record["fingerprint"] if below else None,
