@@ -11,12 +11,13 @@ search, and goes into the log of experiments with all of its arms, the bad ones 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nacre.report.tables import count
 from nacre.study import charts, page
+from nacre.study.results import by_arm_and_budget
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -66,7 +67,10 @@ def search(name: str, found: Mapping[str, Any]) -> str:
     """Return the section of a search: a row an arm and budget, in the order of its file."""
     compared = {(c["arm"], c["budget"], c["at"]): c for c in found["comparisons"]}
     rows = []
-    for (arm, budget), runs in groups(found["runs"]).items():
+    order = list(found["study"]["arms"])
+    groups = by_arm_and_budget(found["runs"])
+    for arm, budget in sorted(groups, key=lambda key: (key[1], order.index(key[0]))):
+        runs = groups[arm, budget]
         against = [compared.get((arm, budget, at)) for at in ("flops", "tokens")]
         rows.append(
             {
@@ -82,14 +86,6 @@ def search(name: str, found: Mapping[str, Any]) -> str:
         )
     head = [f"## {name}", found["study"]["about"].strip(), page.about(found)]
     return "\n\n".join([*filter(None, head), page.table(rows)])
-
-
-def groups(runs: Sequence[Mapping[str, Any]]) -> dict[tuple[str, float], list[Mapping[str, Any]]]:
-    found: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
-    for run in sorted(runs, key=lambda run: run["budget"]):
-        found.setdefault((run["arm"], run["budget"]), []).append(run)
-    order = list(dict.fromkeys(run["arm"] for run in runs))
-    return dict(sorted(found.items(), key=lambda item: (item[0][1], order.index(item[0][0]))))
 
 
 def described(arm: Mapping[str, Any]) -> str:

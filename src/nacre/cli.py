@@ -564,15 +564,13 @@ def study(
     page = studies.write(found, out)
     if as_json:
         emit({"study": str(out), "page": str(page), **found})
-        if failed is not None:
-            raise failed
-        return
-    shown = ("arm", "budget", "seeds", "tokens", "seconds", "peak memory", "bits per byte")
-    rows = [{name: row[name] for name in shown} for row in studies.arm_rows(found["runs"])]
-    screen.print(tables.named_rows([list(rows[0]), *(list(row.values()) for row in rows)]))
-    for claim in found["claims"]:
-        screen.print(claim["sentence"], highlight=False, markup=False, soft_wrap=True)
-    screen.print(f"page: {page}", highlight=False, soft_wrap=True)
+    else:
+        shown = ("arm", "budget", "seeds", "tokens", "seconds", "peak memory", "bits per byte")
+        rows = [[row[name] for name in shown] for row in studies.arm_rows(found["runs"])]
+        screen.print(tables.named_rows([shown, *rows]))
+        for claim in found["claims"]:
+            screen.print(claim["sentence"], highlight=False, markup=False, soft_wrap=True)
+        screen.print(f"page: {page}", highlight=False, soft_wrap=True)
     if failed is not None:
         raise failed
 
@@ -622,8 +620,9 @@ def verify(
     wrong = [finding for finding in found if finding.wrong]
     if as_json:
         emit({"run": str(run), "whole": not wrong, "checked": [asdict(each) for each in found]})
-    for finding in [] if as_json else found:
-        print(f"{finding.what}: {finding.wrong or 'whole'}")
+    else:
+        for finding in found:
+            print(f"{finding.what}: {finding.wrong or 'whole'}")
     if wrong:
         raise CheckpointError(f"{run}: {len(wrong)} of {len(found)} parts are damaged")
 

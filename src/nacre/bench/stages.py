@@ -139,7 +139,7 @@ class Steps:
         self.run: StageRun = setup(
             model,
             plan.stages[-1],
-            plan.training,
+            plan.training_of(plan.stages[-1]),
             store,
             accelerator,
             objective=engine.objective,

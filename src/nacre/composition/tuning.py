@@ -187,7 +187,7 @@ def _record(
         "tokens": run.progress.tokens,
         "seconds": run.progress.seconds,
         "peak_memory_bytes": run.progress.peak_memory_bytes,
-        "lr": run.peak_lr,
+        "lr": run.training.lr,
         "validation": {"before": dict(before), "after": dict(after)},
         "corpus": run.store.fingerprint,
     }

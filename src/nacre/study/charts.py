@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -12,6 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from nacre.report.canvas import LIGHT, MARKERS, canvas, legend, subtitle
 from nacre.report.charts import tick
+from nacre.study.results import by_arm_and_budget, mean_curve
 
 COSTS = {"seconds": "seconds of training", "tokens": "tokens"}
 Looks = Mapping[str, tuple[str, str]]
@@ -27,17 +27,11 @@ def draw_budgets(found: Mapping[str, Any]) -> Figure | None:
     subtitle(figure, LIGHT, names)
     for ax, cost in zip(axes, COSTS, strict=True):
         for arm, (color, marker) in looks.items():
-            points: dict[float, list[tuple[float, float]]] = {}
-            for run in runs:
-                if run["arm"] == arm:
-                    points.setdefault(run["budget"], []).append((run[cost], run["bits_per_byte"]))
-            middle = [
-                (fmean(x for x, _ in group), fmean(y for _, y in group))
-                for _, group in sorted(points.items())
-            ]
+            middle = mean_curve(runs, arm, cost)
             ax.plot(*zip(*middle, strict=True), color=color, marker=marker, linewidth=1.6)
-            for (x, _), (_, group) in zip(middle, sorted(points.items()), strict=True):
-                ends = [y for _, y in group]
+            own = by_arm_and_budget([run for run in runs if run["arm"] == arm])
+            for (x, _), (_, group) in zip(middle, sorted(own.items()), strict=True):
+                ends = [run["bits_per_byte"] for run in group]
                 ax.vlines(x, min(ends), max(ends), color=color, linewidth=1.2)
         _finish(ax, cost)
     return figure

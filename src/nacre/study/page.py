@@ -9,6 +9,7 @@ from typing import Any
 
 from nacre.report.tables import count, size
 from nacre.study.charts import CHARTS
+from nacre.study.results import by_arm_and_budget
 from nacre.train import checkpoint
 
 PAGE, RESULTS = "README.md", "results.json"
@@ -41,11 +42,10 @@ def about(found: Mapping[str, Any]) -> str:
     study, machine = found["study"], found["machine"]
     seeds = study["seeds"]
     text = f"{len(found['runs'])} runs, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-    if machine:
-        where = machine["accelerator"] or machine["processor"] or machine["device"]
-        text += f"; {where}, {machine['threads']} threads a run, torch {machine['torch']}"
-        text += f", transformers {machine['transformers']}"
-        text += " (not all runs on the same: wall-clock does not compare)" * machine["mixed"]
+    where = machine["accelerator"] or machine["processor"] or machine["device"]
+    text += f"; {where}, {machine['threads']} threads a run, torch {machine['torch']}"
+    text += f", transformers {machine['transformers']}"
+    text += " (not all runs on the same: wall-clock does not compare)" * machine["mixed"]
     missing = len(found["missing"])
     lack = f" {missing} {'run is' if missing == 1 else 'runs are'} missing." if missing else ""
     return f"{text}.{lack}"
@@ -83,9 +83,6 @@ def crossing(found: Mapping[str, Any]) -> str:
 
 def arm_rows(runs: Sequence[Mapping[str, Any]]) -> list[Row]:
     """Return a row for each arm and budget: its costs and score, the mean over seeds."""
-    groups: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
-    for run in runs:
-        groups.setdefault((run["arm"], run["budget"]), []).append(run)
     return [
         {
             "arm": arm,
@@ -99,7 +96,7 @@ def arm_rows(runs: Sequence[Mapping[str, Any]]) -> list[Row]:
             "total": count(group[0]["total_parameters"]),
             "bits per byte": spread([run["bits_per_byte"] for run in group]),
         }
-        for (arm, budget), group in groups.items()
+        for (arm, budget), group in by_arm_and_budget(runs).items()
     ]
 
 

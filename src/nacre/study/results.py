@@ -20,7 +20,7 @@ from nacre.errors import CheckpointError, FingerprintError
 from nacre.evaluate import run as evaluation
 from nacre.evaluate.tasks import Task
 from nacre.study.design import Claim, Run, Study
-from nacre.study.runner import check_plan, evaluation_tasks, finished, finished_runs
+from nacre.study.runner import check_plan, evaluation_tasks, finished
 from nacre.train import checkpoint, folder
 
 AXES = ("tokens", "flops", "seconds")
@@ -42,7 +42,8 @@ def read_results(study: Study, out: str | Path) -> dict[str, Any]:
     made or that stand on different text.
     """
     out = Path(out)
-    made = finished_runs(study, out)
+    runs = study.runs(out)
+    made = [run for run in runs if finished(run)]
     for run in made:
         check_plan(run)
     if not made:
@@ -62,7 +63,7 @@ def read_results(study: Study, out: str | Path) -> dict[str, Any]:
     return {
         "study": study.model_dump(mode="json"),
         "machine": _machine(made),
-        "missing": [str(run.folder) for run in study.runs(out) if not finished(run)],
+        "missing": [str(run.folder) for run in runs if run not in made],
         "runs": rows,
         "comparisons": [pair for pair in pairs if pair["ratios"]],
         "crossings": [
@@ -177,12 +178,12 @@ def curve(run: Run, records: Sequence[Mapping[str, Any]]) -> list[dict[str, floa
 
 
 def at_cost(curve: Sequence[tuple[float, float]], cost: float) -> float | None:
-    """Return the score of a curve of (cost, score) points at a cost; None outside of it.
+    """Return the score of a curve of (cost, score) points at a cost; None outside of its points.
 
     Between two points score and cost are interpolated in their logarithms.
     """
     points = sorted(curve)
-    if not points[0][0] / EDGE <= cost <= points[-1][0] * EDGE:
+    if not points or not points[0][0] / EDGE <= cost <= points[-1][0] * EDGE:
         return None
     cost = min(max(cost, points[0][0]), points[-1][0])
     for (x0, y0), (x1, y1) in pairwise(points):
@@ -230,7 +231,7 @@ def comparison(
             continue
         others = [r for r in rows if (r["arm"], r["seed"]) == (against, row["seed"])]
         curve = [(other[at], other[measure]) for other in others if other[measure] is not None]
-        there = at_cost(curve, row[at]) if curve else None
+        there = at_cost(curve, row[at])
         beyond |= bool(curve) and there is None
         if there is not None:
             ratios[row["seed"]] = row[measure] / there
@@ -323,7 +324,7 @@ def crossing(rows: Sequence[Mapping[str, Any]], arm: str, against: str, at: str)
     """
     seeds = _whole_seeds(rows, (arm, against))
     rows = [row for row in rows if row["seed"] in seeds]
-    one, other = _mean_curve(rows, arm, at), _mean_curve(rows, against, at)
+    one, other = mean_curve(rows, arm, at), mean_curve(rows, against, at)
     gaps = [
         (x, math.log(a / b))
         for x in sorted({x for x, _ in [*one, *other]})
@@ -350,21 +351,27 @@ def _whole_seeds(rows: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> list
     return [seed for seed, found in made.items() if found == everything]
 
 
-def _mean_curve(rows: Sequence[Mapping[str, Any]], arm: str, at: str) -> list[tuple[float, float]]:
-    """Return the mean cost and score of each of an arm's budgets."""
-    groups: dict[float, list[tuple[float, float]]] = {}
-    for row in rows:
-        if row["arm"] == arm and row["bits_per_byte"] is not None:
-            groups.setdefault(row["budget"], []).append((row[at], row["bits_per_byte"]))
+def mean_curve(rows: Sequence[Mapping[str, Any]], arm: str, at: str) -> list[tuple[float, float]]:
+    """Return the mean cost and bits per byte of each of an arm's budgets, ascending."""
+    scored = [row for row in rows if row["arm"] == arm and row["bits_per_byte"] is not None]
     return [
-        (fmean(x for x, _ in group), fmean(y for _, y in group)) for group in groups.values()
-    ] or [(math.inf, math.nan)]
+        (fmean(row[at] for row in group), fmean(row["bits_per_byte"] for row in group))
+        for _, group in sorted(by_arm_and_budget(scored).items())
+    ]
+
+
+def by_arm_and_budget(
+    rows: Sequence[Mapping[str, Any]],
+) -> dict[tuple[str, float], list[Mapping[str, Any]]]:
+    """Return the runs of each arm and budget: they differ in their seeds."""
+    groups: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["arm"], row["budget"]), []).append(row)
+    return groups
 
 
 def _machine(runs: Sequence[Run]) -> dict[str, Any]:
     """Return the machine and versions of the runs; `mixed` says that they are not all the same."""
     found = [checkpoint.read_json(run.folder / folder.RUN) for run in runs]
     kinds = {str((record["machine"], record["versions"])) for record in found}
-    if not found:
-        return {}
     return found[0]["machine"] | found[0]["versions"] | {"mixed": len(kinds) > 1}

@@ -112,11 +112,6 @@ class StageRun:
     progress: Progress = field(default_factory=Progress)
 
     @property
-    def peak_lr(self) -> float:
-        """The stage's highest learning rate."""
-        return self.stage.lr or self.training.lr
-
-    @property
     def steps(self) -> int:
         """How many steps the stage takes: those planned, or fewer if it was cut short."""
         end = self.progress.end
@@ -301,7 +296,7 @@ def train_step(
     after `MOST_SKIPPED` in a row.
     """
     accelerator, optimizer, training = run.accelerator, run.optimizer, run.training
-    lr = learning_rate(run.progress.step, run.steps, training, run.peak_lr)
+    lr = learning_rate(run.progress.step, run.steps, training, training.lr)
     for group in optimizer.param_groups:
         group["lr"] = lr
     total = torch.zeros((), device=accelerator.device)
@@ -322,7 +317,7 @@ def train_step(
         if training.nonfinite == "stop" or run.progress.skipped >= MOST_SKIPPED:
             raise DivergedError(
                 f"step {run.progress.step + 1}: {said}: training "
-                f"diverged; lower training.lr (now {run.peak_lr:g}) or training.clip"
+                f"diverged; lower training.lr (now {training.lr:g}) or training.clip"
             )
         optimizer.zero_grad()
         run.progress.skipped += 1
