@@ -1,0 +1,178 @@
+"""Grow a model, and what belongs to a run: its cost before, its check after."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from nacre.cli.console import (
+    Json,
+    PlanArgument,
+    Settings,
+    Sources,
+    app,
+    brief,
+    emit,
+    quiet_transformers,
+    screen,
+)
+from nacre.errors import CheckpointError, ConfigError, Problem
+
+
+@app.command()
+def grow(
+    plan: Annotated[
+        str | None, typer.Argument(help="A plan file or recipe; default: the recipe `small`.")
+    ] = None,
+    data: Sources = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; default: runs/NAME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run in --out.")
+    ] = False,
+    start_from: Annotated[
+        str | None, typer.Option("--from", help="A checkpoint to grow instead of a new model.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="An existing tokenizer: a folder, or hf:NAME.")
+    ] = None,
+    font: Annotated[Path | None, typer.Option(help="Draw glyphs with this TTF or OTF.")] = None,
+    errors: Annotated[
+        str | None, typer.Option(help="Text that is not UTF-8: `strict` refuses, `replace`.")
+    ] = None,
+    settings: Settings = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(help="Tracker known to Accelerate, or none; default: tensorboard if there."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Grow a model: the main job.
+
+    nacre grow                                 a small model on text that Python carries
+
+    nacre grow --data novels/ --out runs/novels
+
+    nacre grow my-plan.yaml --set model.width=384
+    """
+    from nacre import report, tables
+    from nacre.growth import plan as plans
+    from nacre.train.grow import grow as run
+    from nacre.train.observer import Observer
+
+    quiet_transformers()
+    chosen: plans.Plan | None = None
+    options = {
+        "data.sources": data, "from": start_from, "tokenizer.path": tokenizer,
+        "substrate.font": str(font) if font else None, "data.errors": errors,
+    }  # fmt: skip
+    given = [
+        f"{key}={json.dumps(value, ensure_ascii=False)}"
+        for key, value in options.items()
+        if value is not None
+    ]
+    given += settings or []
+    if plan is not None or given or not resume:
+        chosen = plans.load(plan or "small", given)
+        for warning in plans.warnings(chosen):
+            screen.print(f"[yellow]warning:[/] {warning}", highlight=False)
+    if out is None:
+        if chosen is None:
+            raise ConfigError(Problem("--resume", "which run?", "name its folder with --out"))
+        out = Path("runs") / chosen.name
+    trackers = default_trackers() if track is None else tuple(t for t in track if t != "none")
+
+    def work(observer: Observer) -> list[dict[str, Any]]:
+        return run(
+            chosen, out, resume=resume, overwrite=overwrite, trackers=trackers, observer=observer
+        )
+
+    if quiet:
+        records = work(Observer())
+    else:
+        from nacre.terminal import Display
+
+        try:
+            with Display(screen) as display:
+                records = work(display)
+        except KeyboardInterrupt:
+            if (out / "plan.yaml").exists():
+                hint = f"interrupted; continue with: nacre grow --resume --out {out}"
+                screen.print(hint, highlight=False, markup=False, soft_wrap=True)
+            raise
+    page = report.write(out)
+    if as_json:
+        emit({"run": str(out), "report": str(page), "stages": [brief(r) for r in records]})
+    elif not quiet:
+        screen.print(tables.stages(records))
+        screen.print(f"report: {page}", highlight=False, soft_wrap=True)
+        screen.print(
+            f'try:    nacre generate {out} "Once" --depths', highlight=False, soft_wrap=True
+        )
+
+
+def default_trackers() -> tuple[str, ...]:
+    """Return tensorboard if it is installed."""
+    from importlib.util import find_spec
+
+    return ("tensorboard",) if find_spec("tensorboard") else ()
+
+
+@app.command()
+def plan(plan: PlanArgument = "small", settings: Settings = None, as_json: Json = False) -> None:
+    """Say what a plan will cost before it runs, per stage."""
+    from dataclasses import asdict
+
+    from nacre import tables
+    from nacre.growth import budget
+    from nacre.growth import plan as plans
+    from nacre.train import checkpoint
+
+    chosen = plans.load(plan, settings or [])
+    for warning in plans.warnings(chosen):
+        screen.print(f"[yellow]warning:[/] {warning}", highlight=False)
+    base = (
+        checkpoint.load_config(checkpoint.newest(chosen.start_from)) if chosen.start_from else None
+    )
+    costs = budget.estimate(chosen, base=base)
+    if as_json:
+        stages = [asdict(cost) | {"flops": cost.flops} for cost in costs]
+        emit({"name": chosen.name, "fingerprint": chosen.fingerprint(), "stages": stages})
+        return
+    out = Console()
+    out.print(tables.costs(costs))
+    total = sum(cost.flops for cost in costs)
+    disk = tables.size(budget.disk_needed(costs))
+    out.print(f"{total:.2e} FLOPs in all, about {disk} of disk at most.", highlight=False)
+    out.print(f"One block has {costs[0].block_parameters:,} parameters.", highlight=False)
+    if chosen.model.family == "gpt_neox":
+        note = "The papers also count one LM-head bias a token; the stock class has none."
+        out.print(note, highlight=False)
+
+
+@app.command()
+def verify(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")], as_json: Json = False
+) -> None:
+    """Read everything that a run holds and check it: tensors, lineage, tokens, saved states."""
+    from dataclasses import asdict
+
+    from nacre.terminal import Display
+    from nacre.train.verify import verify as check
+
+    quiet_transformers()
+    with Display(screen) as display:
+        found = check(run, display)
+    wrong = [finding for finding in found if finding.wrong]
+    if as_json:
+        emit({"run": str(run), "whole": not wrong, "checked": [asdict(each) for each in found]})
+    else:
+        for finding in found:
+            print(f"{finding.what}: {finding.wrong or 'whole'}")
+    if wrong:
+        raise CheckpointError(f"{run}: {len(wrong)} of {len(found)} parts are damaged")
