@@ -23,7 +23,7 @@ from nacre.data import Loader, TokenStore, tokenize
 from nacre.errors import CheckpointError
 from nacre.growth import outputs
 from nacre.growth.cache import Dtype
-from nacre.growth.outputs import Below, Identities, Outputs, Reading
+from nacre.growth.outputs import Below, Identities, Outputs, Reading, numbered
 from nacre.growth.trunk import RecomputedTrunk
 
 CONTEXT, BATCH, WIDTH = 8, 5, 32
@@ -147,7 +147,7 @@ def test_a_stream_starts_where_a_loader_does(
 def test_held_out_text_comes_with_its_outputs(build: Callable[..., Built]) -> None:
     built = build()
     view, stored = RecomputedTrunk(built.model, 2), built.outputs()
-    pairs = list(stored.held_out(built.read.held_out()))
+    pairs = [(b, stored.held_out(n, b)) for n, b in numbered(built.read.held_out())]
     assert sum(len(batch) for batch, _ in pairs) == built.read.held_out_windows()
     assert pairs[-1][1].shape[1] < CONTEXT
     for batch, h_BTD in pairs:

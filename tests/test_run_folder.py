@@ -47,9 +47,13 @@ def test_output_is_a_file(plan: plans.Plan, tmp_path: Path) -> None:
         grow(plan, tmp_path / "out")
 
 
-def test_nothing_to_resume(plan: plans.Plan, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds no run"):
-        grow(plan, tmp_path, resume=True)
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"holds no run \(name the plan to begin it with"):
+        grow(None, tmp_path, resume=True)
+
+
+def test_resume_begins_what_is_not_there(plan: plans.Plan, tmp_path: Path) -> None:
+    assert folder.claim(tmp_path / "run", plan, resume=True, overwrite=False) == plan
 
 
 def test_a_mistake_does_not_cost_the_run_to_be_overwritten(
@@ -249,11 +253,12 @@ def test_a_large_seed(plan: plans.Plan, tmp_path: Path) -> None:
     grow(plans.parse(data), tmp_path / "run")
 
 
-def test_several_processes_are_refused(
+def test_a_batch_that_processes_cannot_share(
     plan: plans.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="a growth runs in one"):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    said = r"training\.batch_tokens: 8 windows of 32, not to be shared by 3 processes \(use a mult"
+    with pytest.raises(ConfigError, match=said):
         grow(plan, tmp_path / "run")
 
 

@@ -11,15 +11,6 @@ from nacre.errors import CheckpointError
 from nacre.train import state as states
 
 
-def trained() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    model = torch.nn.Linear(3, 2)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    for _ in range(2):
-        model(torch.randn(4, 3)).square().mean().backward()
-        optimizer.step()
-    return model, optimizer
-
-
 PROGRESS = dict.fromkeys(states.PROGRESS, 0) | {
     "stage": 2,
     "step": 7,
@@ -27,37 +18,41 @@ PROGRESS = dict.fromkeys(states.PROGRESS, 0) | {
     "cursor": {"epoch": 0},
     "history": [],
 }
+TENSORS = "shard-00001-model-00001-of-00001.safetensors"
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> tuple[Path, torch.nn.Module, torch.optim.Optimizer]:
-    model, optimizer = trained()
-    weights = dict(model.named_parameters())
-    states.save(tmp_path / "state", weights, optimizer.state_dict(), PROGRESS)
-    return tmp_path / "state", model, optimizer
+def state(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    tensors = {
+        "weight.a": torch.randn(3, 2),
+        "step.a": torch.tensor(7.0),
+        "random.0": torch.get_rng_state(),
+    }
+    states.save(tmp_path / "state", tensors, PROGRESS)
+    return tmp_path / "state", tensors
 
 
 def test_a_state_comes_back_exactly(state: tuple) -> None:
-    folder, model, optimizer = state
-    random_state = torch.get_rng_state()
+    folder, tensors = state
     saved = states.load(folder)
     assert saved is not None
     assert saved.progress == PROGRESS
-    assert torch.equal(saved.random_state, random_state)
-    assert set(saved.weights) == {"weight", "bias"}
-    assert all(torch.equal(saved.weights[n], p) for n, p in model.named_parameters())
-    expected = optimizer.state_dict()
-    assert saved.optimizer["param_groups"] == expected["param_groups"]
-    for index, moments in expected["state"].items():
-        for name, value in moments.items():
-            assert torch.equal(saved.optimizer["state"][index][name], value)
+    found = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+    saved.read(found)
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+
+
+def test_a_tensor_that_a_state_does_not_hold(state: tuple) -> None:
+    folder, tensors = state
+    saved = states.load(folder)
+    assert saved is not None
+    with pytest.raises(CheckpointError, match=r"state: cannot be read: .*exp_avg\.a"):
+        saved.read({**tensors, "exp_avg.a": torch.zeros(3, 2)})
 
 
 def test_a_state_is_replaced_whole_and_cleared(state: tuple) -> None:
-    folder, model, optimizer = state
-    weights = dict(model.named_parameters())
-    later = {**PROGRESS, "step": 8}
-    states.save(folder, weights, optimizer.state_dict(), later)
+    folder, tensors = state
+    states.save(folder, tensors, {**PROGRESS, "step": 8})
     saved = states.load(folder)
     assert saved is not None
     assert saved.progress["step"] == 8
@@ -84,7 +79,7 @@ def test_no_state_is_no_error(tmp_path: Path) -> None:
     ("name", "damage"),
     [
         (name, damage)
-        for name in ("trainable.safetensors", "optimizer.pt", "progress.json")
+        for name in (TENSORS, "progress.json")
         for damage in ("truncate", "garbage", "empty", "remove")
         if (name, damage) != ("progress.json", "remove")  # then there is no saved state
     ],
@@ -105,11 +100,10 @@ def test_a_damaged_state_is_refused(name: str, damage: str, state: tuple) -> Non
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
-@pytest.mark.parametrize("name", ["trainable.safetensors", "optimizer.pt", "progress.json"])
+@pytest.mark.parametrize("name", [TENSORS, "progress.json"])
 def test_from_a_damaged_state_the_one_before_goes_on(name: str, damage: str, state: tuple) -> None:
-    folder, model, optimizer = state
-    weights = dict(model.named_parameters())
-    states.save(folder, weights, optimizer.state_dict(), {**PROGRESS, "step": 8})
+    folder, tensors = state
+    states.save(folder, tensors, {**PROGRESS, "step": 8})
     path = folder / name
     data = bytearray(path.read_bytes())
     if damage == "remove":
@@ -128,7 +122,7 @@ def test_from_a_damaged_state_the_one_before_goes_on(name: str, damage: str, sta
 
 def test_a_flipped_bit_in_weights_is_noticed(state: tuple) -> None:
     folder, *_ = state
-    path = folder / "trainable.safetensors"
+    path = folder / TENSORS
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)

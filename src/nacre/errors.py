@@ -54,6 +54,10 @@ class CheckpointError(NacreError):
     """A folder that does not hold what was asked of it, or holds something damaged."""
 
 
+class FirstFailed(NacreError):
+    """The first of several processes met an error. It says what: the others only end."""
+
+
 class DivergedError(NacreError):
     """Training that left the finite numbers; the run can be continued from its last good state."""
 

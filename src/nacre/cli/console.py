@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from nacre.errors import NacreError
+from nacre.errors import ConfigError, FirstFailed, NacreError
 
 app = typer.Typer(
     name="nacre",
@@ -53,11 +53,18 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(args=arguments, prog_name="nacre")
     except NacreError as error:
+        if isinstance(error, FirstFailed) or (isinstance(error, ConfigError) and not is_main()):
+            sys.exit(2)  # the first of several processes says it
         fail(str(error), getattr(error, "EXIT_CODE", 2))
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
         fail(f"{error.filename or 'the disk'}: {error.strerror}")
+
+
+def is_main() -> bool:
+    """Tell whether this is the first of the processes that a launcher has started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def fail(message: str, code: int = 2) -> NoReturn:

@@ -17,6 +17,7 @@ from nacre.cli.console import (
     app,
     brief,
     emit,
+    is_main,
     quiet_transformers,
     screen,
 )
@@ -30,7 +31,9 @@ def grow(
     ] = None,
     data: Sources = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; default: runs/NAME.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out, or begin it.")
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run in --out.")
     ] = False,
@@ -49,6 +52,9 @@ def grow(
         list[str] | None,
         typer.Option(help="Tracker known to Accelerate, or none; default: tensorboard if there."),
     ] = None,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds that one of several processes waits for another.")
+    ] = 600,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -59,7 +65,11 @@ def grow(
     nacre grow --data novels/ --out runs/novels
 
     nacre grow my-plan.yaml --set model.width=384
+
+    torchrun --nproc-per-node 2 -m nacre grow my-plan.yaml
     """
+    from datetime import timedelta
+
     from nacre import report, tables
     from nacre.growth import plan as plans
     from nacre.train.grow import grow as run
@@ -89,9 +99,13 @@ def grow(
 
     def work(observer: Observer) -> list[dict[str, Any]]:
         return run(
-            chosen, out, resume=resume, overwrite=overwrite, trackers=trackers, observer=observer
-        )
+            chosen, out, resume=resume, overwrite=overwrite, trackers=trackers,
+            timeout=timedelta(seconds=timeout), observer=observer,
+        )  # fmt: skip
 
+    if not is_main():
+        work(Observer())
+        return
     if quiet:
         records = work(Observer())
     else:

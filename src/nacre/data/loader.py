@@ -39,6 +39,7 @@ class Loader:
     Iterating yields `(batch, state)`: int64 [B, T + 1] and the position after that batch.
     `Loader(..., start=state)` continues there, with another batch size if wanted. Each epoch is a
     permutation of the windows that depends on the seed and the epoch alone, on every machine.
+    `part` (which, of how many) gives only that part of every batch: positions do not change by it.
 
     Raises DataError when the split has no complete window or nothing is held out,
     FingerprintError when `start` belongs to another store, split, context or seed.
@@ -53,11 +54,12 @@ class Loader:
         batch_size: int,
         seed: int,
         start: LoaderState | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         if context < 1 or batch_size < 1:
             raise ValueError(f"context {context} and batch_size {batch_size} must be at least 1")
         self.store, self.split = store, split
-        self.context, self.batch_size, self.seed = context, batch_size, seed
+        self.context, self.batch_size, self.seed, self.part = context, batch_size, seed, part
         _require_held_out(store)
         self._tokens = store.tokens(split)
         self.windows = (len(self._tokens) - 1) // context
@@ -73,7 +75,7 @@ class Loader:
     def __iter__(self) -> Iterator[tuple[Batch, LoaderState]]:
         position = self.position
         while True:
-            ids = self.window_ids(position, self.batch_size)
+            ids = self.batch_ids(position)
             position += self.batch_size
             yield self.gather(ids), self.state(position)
 
@@ -86,6 +88,12 @@ class Loader:
             "split": self.split,
             "store": self.store.fingerprint,
         }
+
+    def batch_ids(self, position: int) -> npt.NDArray[np.int64]:
+        """Return the ids of the windows of the batch at a position, or of this loader's part."""
+        which, parts = self.part
+        start, stop = (self.batch_size * n // parts for n in (which, which + 1))
+        return self.window_ids(position + start, stop - start)
 
     def window_ids(self, position: int, count: int) -> npt.NDArray[np.int64]:
         """Return the ids of the `count` windows from `position` on, int64 [count]."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 
 class LedgerError(RuntimeError):
@@ -14,7 +15,12 @@ class LedgerError(RuntimeError):
 
 
 def tensor_hash(tensor: torch.Tensor) -> str:
-    """Return the SHA-256 (hex) of a tensor's shape, dtype and bytes (any device)."""
+    """Return the SHA-256 (hex) of a tensor's shape, dtype and bytes (any device).
+
+    Of a sharded one it gathers the whole: all processes must ask for it.
+    """
+    if isinstance(tensor, DTensor):
+        tensor = tensor.full_tensor()
     tensor = tensor.detach().cpu().contiguous()
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
     digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count as numbers
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
+from nacre import processes
 from nacre.data.loader import Batch, Loader, LoaderState, validation_batches
 from nacre.growth.cache import CacheBuilder, Dtype, Identity, TrunkCache, cache_bytes, read_identity
 from nacre.growth.trunk import RecomputedTrunk
@@ -199,29 +201,29 @@ def build(
             else:
                 inputs = below.train.read(below.slots[ids])
             yield trunk(inputs.to(device))
-            advance(len(ids))
+            advance(len(ids) * processes.count())
 
     def held_out(records: range) -> Iterator[torch.Tensor]:
-        first = 0
-        for batch in reading.held_out():
-            slots = np.arange(first, first + len(batch))
-            first += len(batch)
-            if slots[0] not in records:
+        for first, batch in numbered(reading.held_out()):
+            if first not in records:
                 continue
             length = batch.shape[1] - 1
             if below is None:
                 inputs = torch.from_numpy(batch[:, :-1])
             else:
-                inputs = below.held_out.read(slots)[:, :length]
+                inputs = below.held_out.read(np.arange(first, first + len(batch)))[:, :length]
             h_BTD = trunk(inputs.to(device))
             yield functional.pad(h_BTD, (0, 0, 0, loader.context - length))
-            advance(len(batch))
+            advance(len(batch) * processes.count())
 
     for name, identity, make in (
         (TRAIN, wanted.train, train),
         (HELD_OUT, wanted.held_out, held_out),
     ):
-        with CacheBuilder(folder / name, identity, batch_windows=reading.batch_windows) as builder:
+        part = (processes.rank(), processes.count())
+        size = reading.batch_windows
+        opened = partial(CacheBuilder, folder / name, identity, batch_windows=size, part=part)
+        with processes.on_main_first(opened) as builder:
             if builder.replaced:
                 said.append(builder.replaced)
             if builder.damaged:
@@ -230,7 +232,17 @@ def build(
             for records in builder.missing():
                 builder.write(records, make(records))
             builder.finish()
+            processes.wait()
+            processes.on_main(builder.adopt)
     return said
+
+
+def numbered(batches: Iterator[Batch]) -> Iterator[tuple[int, Batch]]:
+    """Yield batches, each with the number of its first window."""
+    first = 0
+    for batch in batches:
+        yield first, batch
+        first += len(batch)
 
 
 class Outputs:
@@ -253,7 +265,7 @@ class Outputs:
 
         def wanted() -> Iterator[Windows]:
             for position in numbers(loader.position, loader.batch_size):
-                slots = self.slots[loader.window_ids(position, loader.batch_size)]
+                slots = self.slots[loader.batch_ids(position)]
                 yield slots[slots >= 0]
 
         with closing(self.train.stream(wanted(), pin_memory=pin_memory)) as outputs:
@@ -261,13 +273,10 @@ class Outputs:
                 assert len(batch) == len(h_BTD), "the cache holds what the stage reads"
                 yield batch, state, h_BTD
 
-    def held_out(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, torch.Tensor]]:
-        """Yield held-out batches, as `Reading.held_out` makes them, each with its `h_BTD`."""
-        first = 0
-        for batch in batches:
-            slots = np.arange(first, first + len(batch))
-            first += len(batch)
-            yield batch, self.validation.read(slots)[:, : batch.shape[1] - 1]
+    def held_out(self, first: int, batch: Batch) -> torch.Tensor:
+        """Return `h_BTD` of a held-out batch, numbered as `numbered(Reading.held_out())` does."""
+        slots = np.arange(first, first + len(batch))
+        return self.validation.read(slots)[:, : batch.shape[1] - 1]
 
     def close(self) -> None:
         """Close the files."""

@@ -149,6 +149,9 @@ class Training(Section):
     )
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     gradient_checkpointing: bool = False
+    shard: Literal["none", "crown", "all"] = Field(
+        default="none", description="what several processes hold a part of each, instead of all"
+    )
     compile: Literal["auto", "on", "off"] = Field(
         default="auto", description="compile the blocks; auto: on CUDA"
     )
@@ -261,12 +264,13 @@ class Plan(Section):
     def identity(self, stages: int | None = None) -> dict[str, Any]:
         """Return what decides the run's weights, as plain JSON; of its first `stages` if given.
 
-        The name does not count, nor how a trunk runs where it gives the same outputs either way:
-        unless a cache is to keep fewer bits than the trunk computes.
+        The name does not count, nor what is sharded among processes, nor how a trunk runs where it
+        gives the same outputs either way: unless a cache keeps fewer bits than the trunk computes.
         """
         data = self.model_dump(mode="json", by_alias=True, exclude={"name"})
         data["stages"] = data["stages"][:stages]
         del data["trunk"]["cache_disk"]
+        del data["training"]["shard"]
         if self.trunk.cache_dtype in ("auto", "fp32"):
             del data["trunk"]["mode"]
             for stage in data["stages"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,32 @@ import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 
+from nacre import processes
 from nacre.growth.plan import Training
+
+TIMEOUT = timedelta(minutes=10)
+"""How long a process waits in a step for the others before it gives them up."""
 
 
 @contextlib.contextmanager
 def accelerating(
-    training: Training, context: int, out: Path | None = None, trackers: Sequence[str] = ()
+    training: Training,
+    context: int,
+    out: Path | None = None,
+    trackers: Sequence[str] = (),
+    timeout: timedelta = TIMEOUT,
 ) -> Iterator[Accelerator]:
     """Give the Accelerator of a run, in bf16 where it is asked for or the device is fast.
 
-    Accelerate keeps its settings for the whole process; they are forgotten at the end.
+    It connects this process with the others that a launcher has started. Accelerate keeps its
+    settings for the whole process; they are forgotten at the end.
     """
     options: dict[str, Any] = {
+        "cpu": processes.count() > 1 and not torch.accelerator.is_available(),
         "gradient_accumulation_steps": micro_batches(training, context),
+        "kwargs_handlers": [InitProcessGroupKwargs(timeout=timeout)],
         "log_with": list(trackers) or None,
         "project_dir": None if out is None else str(out),
     }
@@ -38,12 +51,14 @@ def accelerating(
         yield Accelerator(mixed_precision=mixed, **options)
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
+        processes.disconnect()
 
 
 def micro_batches(training: Training, context: int) -> int:
-    """Return in how many forward passes a batch is split."""
-    micro = training.micro_batch_tokens or training.batch_tokens
-    return max(1, training.batch_tokens // max(micro, context))
+    """Return in how many forward passes, of equal size, a process runs its part of a batch."""
+    windows = training.batch_tokens // context // processes.count()
+    largest = max(1, (training.micro_batch_tokens or training.batch_tokens) // context)
+    return next(n for n in range(-(-windows // largest), windows + 1) if windows % n == 0)
 
 
 def bf16_is_fast(device: torch.device) -> bool:

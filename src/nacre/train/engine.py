@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
+from nacre import processes
 from nacre.data.loader import Batch, Loader, LoaderState
 from nacre.data.shards import TokenStore
 from nacre.errors import CheckpointError, ConfigError, Problem
@@ -133,7 +134,7 @@ class StageTrunk:
         quantized = self.plan.trunk.weights != "auto"
         plain = self.loss_below(self._run_held_out()) if quantized else None
         trunk.reduce_precision(self.model, self.depth, self.dtype, self.plan.trunk.weights)
-        chosen = self.decide()
+        chosen = processes.on_main(self.decide)
         if chosen.mode == "cache" and self.wanted.train.dtype in LOSES[self.dtype]:
             plain = self.loss_below(self._run_held_out()) if plain is None else plain
         self.observer.note(f"trunk of {self.depth} blocks: {chosen.mode} ({chosen.reason})")
@@ -143,7 +144,7 @@ class StageTrunk:
             record["cache"] = self.store_outputs()
             stored = Outputs(self.folder, self.wanted, self.read)
         if plain is not None:
-            held_out = stored.held_out(self.read.held_out()) if stored else self._run_held_out()
+            held_out = self._read_held_out(stored) if stored else self._run_held_out()
             record["loss_difference"] = self.loss_below(held_out) - plain
             change = f"{record['loss_difference']:+.5f} nats a token"
             self.observer.note(f"trunk in lower precision: the model below changes by {change}")
@@ -293,6 +294,10 @@ class StageTrunk:
             logger.warning("%s; the whole trunk is run instead", error)
             return None
 
+    def _read_held_out(self, stored: Outputs) -> Iterable[tuple[Batch, torch.Tensor]]:
+        for first, batch in outputs.numbered(self.read.held_out()):
+            yield batch, stored.held_out(first, batch)
+
     def _run_held_out(self) -> Iterable[tuple[Batch, torch.Tensor]]:
         view = RecomputedTrunk(self.model, self.depth)
         device = self.accelerator.device
@@ -321,7 +326,9 @@ class StageTrunk:
 
 
 def drop_caches(out: Path, keep: Path | None = None) -> None:
-    """Remove the caches of a run, but the one to `keep`."""
+    """Remove the caches of a run, but the one to `keep`; of several processes the first does."""
+    if not processes.is_main():
+        return
     folder = out / CACHE
     for cache in sorted(folder.iterdir()) if folder.exists() else []:
         if cache != keep:

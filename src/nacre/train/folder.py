@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from nacre import config
+from nacre import config, processes
 from nacre.errors import ConfigError, FingerprintError, Problem
 from nacre.growth import budget
 from nacre.growth import plan as plans
@@ -29,13 +29,15 @@ def claim(out: Path, plan: Plan | None, *, resume: bool, overwrite: bool) -> Pla
 
     Nothing is changed yet. A new run needs a folder that is empty or absent, or that holds a run
     which `overwrite` gives up. To resume, the plan must agree with the run's on every stage that
-    has begun; without one, the run's own plan continues.
+    has begun; without one, the run's own plan continues. Where there is no run yet, it begins.
     """
     mine = (out / PLAN).exists()
     if resume:
-        if not mine:
-            raise ConfigError(Problem("--resume", f"{out} holds no run", "leave --resume out"))
-        return _continued(out, plan)
+        if mine:
+            return _continued(out, plan)
+        if plan is None:
+            fix = "name the plan to begin it with, or another --out"
+            raise ConfigError(Problem("--resume", f"{out} holds no run", fix))
     assert plan is not None
     if out.exists() and not out.is_dir():
         raise ConfigError(Problem("--out", f"{out} is a file", "name a folder"))
@@ -64,8 +66,12 @@ def _keep_inputs(out: Path, plan: Plan) -> None:
 def held(out: Path) -> Iterator[None]:
     """Make the run's folder if need be, and keep other processes from writing to it.
 
-    The system gives the lock back when its owner dies. Raises `ConfigError` if another has it.
+    The system gives the lock back when its owner dies. Raises `ConfigError` if another has it. Of
+    several processes of one run the first holds it for all.
     """
+    if not processes.is_main():
+        yield
+        return
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / LOCK)
     try:

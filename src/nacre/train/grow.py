@@ -6,10 +6,11 @@ the stages. Everything that a user can get wrong is checked before the first ste
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
+from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, set_seed
 
+from nacre import config, processes
 from nacre import tokenizer as tokenizers
 from nacre.data import corpus
 from nacre.data.loader import LoaderState
@@ -29,11 +32,11 @@ from nacre.growth import plan as plans
 from nacre.growth.plan import Plan, Stage
 from nacre.growth.trunk import release_memory
 from nacre.models import stock
-from nacre.train import checkpoint, folder, state
-from nacre.train.device import accelerating
+from nacre.train import checkpoint, folder, sharding, state
+from nacre.train.device import TIMEOUT, accelerating
 from nacre.train.engine import StageTrunk, drop_caches, reading
 from nacre.train.hooks import hooks, report_validation
-from nacre.train.interruption import memory_advice, stop_signals
+from nacre.train.interruption import lost_processes, memory_advice, stop_signals
 from nacre.train.loop import StageRun, setup, train
 from nacre.train.observer import Observer
 from nacre.train.parts import Parts, make_parts, source_sets
@@ -48,51 +51,64 @@ def grow(
     resume: bool = False,
     overwrite: bool = False,
     trackers: Sequence[str] = (),
+    timeout: timedelta = TIMEOUT,
     observer: Observer | None = None,
 ) -> list[dict[str, Any]]:
     """Grow a model by a plan into the folder `out`; return the record of every stage.
 
     `resume` continues an interrupted run from its saved state, or adds the stages that `plan` has
-    beyond it. `trackers` are names that Accelerate knows. Raises a `NacreError` for whatever a user
-    can mend, before anything expensive where that is possible.
+    beyond it. `trackers` are names that Accelerate knows. Several processes that a launcher started
+    work on one run: each waits `timeout` for the others in a step. Raises a `NacreError` for
+    whatever a user can mend, before anything expensive where that is possible.
     """
     out, observer = Path(out), observer or Observer()
-    plan = folder.claim(out, plan, resume=resume, overwrite=overwrite)
-    check(plan, out, trackers)
-    with folder.held(out):
-        folder.make(out, plan, overwrite=overwrite and not resume)
+    if processes.is_main():
+        plan = folder.claim(out, plan, resume=resume, overwrite=overwrite)
+        check(plan, out, trackers)
+    elif plan is None:
+        plan = plans.parse(config.read_yaml(out / folder.PLAN), where=str(out / folder.PLAN))
+    assert plan is not None
+    with (
+        folder.held(out),
+        accelerating(plan.training, plan.model.context, out, trackers, timeout) as accelerator,
+    ):
+        processes.on_main(lambda: folder.make(out, plan, overwrite=overwrite and not resume))
         try:
-            grow_stages(plan, out, observer, resume=resume, trackers=trackers)
+            grow_stages(plan, out, accelerator, observer, resume=resume)
         except NacreError:
-            if not resume and not (out / folder.RUN).exists():
+            if processes.is_main() and not resume and not (out / folder.RUN).exists():
                 shutil.rmtree(out)  # nothing was trained: the mended plan finds an empty place
             raise
     return [checkpoint.read_json(path / checkpoint.RECORD) for path in checkpoint.stages(out)]
 
 
 def grow_stages(
-    plan: Plan, out: Path, observer: Observer, *, resume: bool, trackers: Sequence[str]
+    plan: Plan, out: Path, accelerator: Accelerator, observer: Observer, *, resume: bool
 ) -> None:
     """Make the parts of a run in the folder `out`, or open them, and run the stages that remain."""
-    with accelerating(plan.training, plan.model.context, out, trackers) as accelerator:
-        parts = make_parts(plan, out, observer)
-        release_memory()  # what making them took is no stage's
-        if resume:
-            folder.check_parts(out, parts.fingerprints)
+    parts = processes.on_main_first(lambda: make_parts(plan, out, observer))
+    release_memory()  # what making them took is no stage's
+    if resume:
+        folder.check_parts(out, parts.fingerprints)
+    if processes.is_main():
         record = folder.start_record(plan, parts.fingerprints, accelerator.device)
         checkpoint.write_json(out / folder.RUN, record)
-        accelerator.init_trackers("trackers")
-        for index in range(len(checkpoint.stages(out)), len(plan.stages)):
-            run_stage(plan, index, out, parts, accelerator, observer)
-        drop_caches(out)
-        accelerator.end_training()
+    accelerator.init_trackers("trackers")
+    for index in range(len(checkpoint.stages(out)), len(plan.stages)):
+        run_stage(plan, index, out, parts, accelerator, observer)
+    drop_caches(out)
+    accelerator.end_training()
 
 
 def check(plan: Plan, out: Path, trackers: Sequence[str] = ()) -> None:
     """Check all that can be checked before any work: trackers, sources, parts given, disk."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        message = f"{os.environ['WORLD_SIZE']} were started, a growth runs in one"
-        raise ConfigError(Problem("processes", message, "start nacre without torchrun"))
+    windows, count = plan.training.batch_tokens // plan.model.context, processes.count()
+    if windows % count:
+        message = (
+            f"{windows} windows of {plan.model.context}, not to be shared by {count} processes"
+        )
+        fix = f"use a multiple of {count * plan.model.context}, or another number of processes"
+        raise ConfigError(Problem("training.batch_tokens", message, fix))
     for tracker in trackers:
         known = [str(name) for name in LoggerType if name != LoggerType.ALL]
         if tracker not in known:
@@ -136,36 +152,27 @@ def run_stage(
 ) -> None:
     """Run one stage, from the checkpoint below it to its own."""
     this, number = plan.stages[index], index + 1
-    below = find_below(plan, index, out)
-    seed = (plan.seed + 1_000_003 * number) % 2**32
-    set_seed(seed)
-    with growable(plan):
-        model, depth_below = start_model(plan, this, parts, below, seed)
-        trunk_depth = this.trunk_depth(depth_below)
-        exact = stock.splits_exactly(model, trunk_depth)
-    substrate = parts.substrate
-    embedding_trains = below is None and substrate is not None and substrate.trainable
-    adapted = stage.choose_trainable(
-        model, this, depth_below=depth_below, seed=seed, train_embedding=embedding_trains
-    )
+    below = processes.on_main(lambda: find_below(plan, index, out))
+    start = start_stage(plan, index, parts, below)
+    model, adapted = start.model, start.adapted
     frozen = ledger.frozen_hashes(model)
     check_inherited(frozen, below)
 
     store = parts.stores[this.sources or plan.data.sources]
-    start = next_cursor(plan, below, store)
+    cursor = next_cursor(plan, below, store)
     saved = saved_state(out, number, observer)
     set_up = StageTrunk(
         plan=plan,
         index=index,
         model=model,
-        depth=trunk_depth,
+        depth=start.trunk_depth,
         hashes=frozen,
-        read=reading(plan, index, store, start),
+        read=reading(plan, index, store, cursor),
         out=out,
         accelerator=accelerator,
         observer=observer,
-        trains=adapted is not None or embedding_trains,
-        exact=exact,
+        trains=adapted is not None or start.embedding_trains,
+        exact=start.exact,
         begun=saved is not None,
     ).set_up()
     resident = ledger.frozen_hashes(model)
@@ -180,7 +187,7 @@ def run_stage(
         context=plan.model.context,
         seed=plan.seed,
         byte_lengths=tokenizers.byte_lengths(parts.tokenizer),
-        cursor=start,
+        cursor=cursor,
     )
     restore(run, out, number, saved)
     observer.stage_started(
@@ -189,20 +196,28 @@ def run_stage(
     if run.progress.step == 0:
         run.progress.history = [(0, report_validation(run, out, number, observer)["loss"])]
     plain = plain_cost(plan, number, parts)
-    with stop_signals() as stop, memory_advice(plan, number):
+    with stop_signals() as stop, memory_advice(plan, number), lost_processes(out):
         train(run, hooks(number, out, observer, below, plain.flops_per_token, stop))
 
     ledger.verify_frozen(model, resident)
-    trained = {
+    trained: dict[str, Any] = {
         "active_parameters": sum(p.numel() for p in run.trained_weights().values()),
         "trainable": stage.trainable_names(model),
-        "lora": certify_merge(adapted, this, run) if adapted is not None else None,
+        "lora": None,
     }
+    if sharding.is_sharded(set_up.objective):
+        weights = sharding.gathered(run.trained_weights())
+        if processes.is_main():
+            again = start_stage(plan, index, parts, below)
+            model, adapted = again.model, again.adapted
+            model.load_state_dict(weights, strict=False)
+    if adapted is not None and (processes.is_main() or not sharding.shards(plan.training)):
+        trained["lora"] = certify_merge(adapted, this, run)
     record = (
         stage_record(plan, number, run, parts, below, plain) | trained | {"trunk": set_up.record}
     )
     run.close()
-    save_stage(out, record, model, below, stage.plain_names(frozen))
+    processes.on_main(lambda: save_stage(out, record, model, below, stage.plain_names(frozen)))
     observer.stage_finished(checkpoint.read_json(checkpoint.stages(out)[-1] / checkpoint.RECORD))
 
 
@@ -235,6 +250,34 @@ def import_base(source: str | Path, target: Path) -> Path:
                       "weights": hashes, "fingerprint": ledger.fingerprint(hashes)}  # fmt: skip
             checkpoint.write_json(partial / checkpoint.RECORD, record)
     return target
+
+
+@dataclass(frozen=True)
+class Start:
+    """A stage's model before its first step; what trains is chosen, adapters are attached."""
+
+    model: PreTrainedModel
+    adapted: PeftModel | None
+    trunk_depth: int
+    exact: bool
+    embedding_trains: bool
+
+
+def start_stage(plan: Plan, index: int, parts: Parts, below: Below | None) -> Start:
+    """Return the model that stage `index` trains; the same every time."""
+    this = plan.stages[index]
+    seed = (plan.seed + 1_000_003 * (index + 1)) % 2**32
+    set_seed(seed)
+    with growable(plan):
+        model, depth_below = start_model(plan, this, parts, below, seed)
+        trunk_depth = this.trunk_depth(depth_below)
+        exact = stock.splits_exactly(model, trunk_depth)
+    substrate = parts.substrate
+    embedding_trains = below is None and substrate is not None and substrate.trainable
+    adapted = stage.choose_trainable(
+        model, this, depth_below=depth_below, seed=seed, train_embedding=embedding_trains
+    )
+    return Start(model, adapted, trunk_depth, exact, embedding_trains)
 
 
 def start_model(
@@ -289,7 +332,7 @@ def check_inherited(frozen: Mapping[str, str], below: Below | None) -> None:
 
 def saved_state(out: Path, number: int, observer: Observer) -> SavedState | None:
     """Return the saved state of stage `number`, if that is what was running."""
-    saved = state.load(out / "state")
+    saved = processes.on_main(lambda: state.load(out / "state"))
     if saved is None or saved.progress["stage"] != number:
         return None
     if saved.damaged:
@@ -301,5 +344,6 @@ def saved_state(out: Path, number: int, observer: Observer) -> SavedState | None
 def restore(run: StageRun, out: Path, number: int, saved: SavedState | None) -> None:
     """Continue from the saved state of this stage, if there is one; drop later metrics."""
     if saved is not None:
-        run.restore(saved.weights, saved.optimizer, saved.random_state, saved.progress)
-    folder.rewind_metrics(out, number, run.progress.step)
+        run.restore(saved)
+    if processes.is_main():
+        folder.rewind_metrics(out, number, run.progress.step)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from nacre import processes
 from nacre.growth.stopping import has_trained_enough
 from nacre.train import folder, state
 from nacre.train.interruption import Interrupted, Stop
@@ -44,6 +45,8 @@ def hooks(
         recent.append(line["loss"])
 
     def log(run: StageRun, metrics: dict[str, Any]) -> None:
+        if not processes.is_main():
+            return
         line = {"stage": number, **metrics}
         folder.append_metrics(out, line)
         numbers = {k: v for k, v in line.items() if k not in ("step", "skipped")}
@@ -61,13 +64,14 @@ def hooks(
                 observer.note(f"stage {number} ends at step {run.steps}: a new one gains more")
 
     def save(run: StageRun, metrics: dict[str, Any]) -> None:
-        if run.finished or not (metrics["step"] % run.training.save_every == 0 or stop.requested):
+        asked = next(filter(None, processes.gather(stop.requested)), None)
+        if run.finished or not (metrics["step"] % run.training.save_every == 0 or asked):
             return
-        progress = {"stage": number, **run.progress.record()}
-        state.save(out / "state", run.trained_weights(), run.optimizer.state_dict(), progress)
-        if stop.requested:
+        progress = {"stage": number, "processes": processes.count(), **run.progress.record()}
+        state.save(out / "state", run.state(), progress)
+        if asked:
             raise Interrupted(
-                f"stopped by {stop.requested} after step {metrics['step']} of stage {number}; its "
+                f"stopped by {asked} after step {metrics['step']} of stage {number}; its "
                 f"state is saved: continue with nacre grow --resume --out {out}"
             )
 
@@ -104,10 +108,9 @@ def report_validation(
     """Evaluate on the held-out text, record the result and show it."""
     validation = evaluate(run)
     step = run.progress.step
-    folder.append_metrics(
-        out,
-        {"stage": number, "step": step, "tokens": run.progress.tokens, "validation": validation},
-    )
+    if processes.is_main():
+        at = {"stage": number, "step": step, "tokens": run.progress.tokens}
+        folder.append_metrics(out, {**at, "validation": validation})
     run.accelerator.log({f"validation/{k}": v for k, v in validation.items()}, step=step)
     observer.evaluated(validation)
     return validation

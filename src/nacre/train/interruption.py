@@ -7,12 +7,17 @@ import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 import torch
 
+from nacre import processes
 from nacre.errors import NacreError
 from nacre.growth.plan import Plan
+
+SIGNS_OF_LOSS = ("Connection", "connection", "Timed out", "timed out", "timeout", "Broken pipe")
+"""What torch.distributed says, by backend, when it waits in vain."""
 
 
 class Interrupted(NacreError):
@@ -23,6 +28,10 @@ class Interrupted(NacreError):
 
 class OutOfMemory(NacreError):
     """A step of training needs more memory than there is."""
+
+
+class LostProcesses(NacreError):
+    """Other processes of the run have died, or do not answer."""
 
 
 @dataclass
@@ -74,4 +83,18 @@ def memory_advice(plan: Plan, number: int) -> Iterator[None]:
         raise OutOfMemory(
             f"stage {number} needs more memory than there is: {' or '.join(advice)}, and continue "
             "with --resume; nacre plan says what every stage takes"
+        ) from None
+
+
+@contextlib.contextmanager
+def lost_processes(out: Path) -> Iterator[None]:
+    """Turn what torch.distributed raises when other processes are gone into one message."""
+    try:
+        yield
+    except RuntimeError as error:
+        if processes.count() == 1 or not any(sign in str(error) for sign in SIGNS_OF_LOSS):
+            raise
+        raise LostProcesses(
+            f"the other processes of the run died or do not answer ({str(error).splitlines()[0]}); "
+            f"its last state is saved: continue with nacre grow --resume --out {out}"
         ) from None

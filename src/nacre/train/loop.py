@@ -19,14 +19,17 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel
 
+from nacre import processes
 from nacre.data.loader import Batch, Loader, LoaderState, validation_batches
 from nacre.data.shards import TokenStore
 from nacre.errors import DivergedError
-from nacre.growth.outputs import Outputs
+from nacre.growth.outputs import Outputs, numbered
 from nacre.growth.plan import Stage, Training
 from nacre.models import stock
+from nacre.train import sharding
 from nacre.train.device import PeakMemory, micro_batches
 from nacre.train.loss import Objective
+from nacre.train.state import SavedState
 
 MOST_SKIPPED = 10  # steps in a row that may be left out
 WSD_DECAY = 0.2  # the last part of a WSD schedule, in which the learning rate falls to zero
@@ -149,8 +152,12 @@ class StageRun:
         pinned = self.accelerator.device.type == "cuda"
         return self.outputs.stream(self.loader, pin_memory=pinned)
 
-    def held_out(self) -> Iterator[tuple[Batch, torch.Tensor | None]]:
-        """Yield the first `validation_tokens` of the held-out text, as `batches` does."""
+    def held_out(self) -> Iterator[tuple[Batch, torch.Tensor | None, bool]]:
+        """Yield this process's part of the first `validation_tokens` of the held-out text.
+
+        Each batch comes with the trunk's output, if that is stored, and whether it counts: see
+        `processes.share`.
+        """
         micro = self.training.micro_batch_tokens or self.training.batch_tokens
         batches = validation_batches(
             self.store,
@@ -158,9 +165,9 @@ class StageRun:
             batch_size=max(1, micro // self.context),
             limit_tokens=self.training.validation_tokens,
         )
-        if self.outputs is None:
-            return ((batch, None) for batch in batches)
-        return self.outputs.held_out(batches)
+        for (first, batch), counts in processes.share(numbered(batches)):
+            below_BTD = self.outputs.held_out(first, batch) if self.outputs else None
+            yield batch, below_BTD, counts
 
     def close(self) -> None:
         """Free what the stage holds: the optimizer's state, and files."""
@@ -168,20 +175,30 @@ class StageRun:
             self.outputs.close()
         self.accelerator.free_memory()
 
-    def restore(
-        self,
-        weights: Mapping[str, torch.Tensor],
-        optimizer: dict[str, Any],
-        random_state: torch.Tensor,
-        progress: Mapping[str, Any],
-    ) -> None:
-        """Continue from a saved state of this stage."""
-        with torch.no_grad():
-            for name, parameter in self.trained_weights().items():
-                parameter.copy_(weights[name])
-        self.optimizer.load_state_dict(optimizer)
-        torch.set_rng_state(random_state)
-        self.progress = Progress.from_record(progress)
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return the tensors to continue from, by name: weights, Adam's moments, random state."""
+        tensors = {f"random.{processes.rank()}": torch.get_rng_state()}
+        for name, parameter in self.trained_weights().items():
+            tensors[f"weight.{name}"] = parameter.detach()
+            for kind, value in self.optimizer.state[parameter].items():
+                tensors[f"{kind}.{name}"] = value
+        return tensors
+
+    def restore(self, saved: SavedState) -> None:
+        """Continue from a saved state of this stage, whatever number of processes wrote it."""
+        for parameter in self.trained_weights().values():
+            self.optimizer.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter, requires_grad=False),
+                "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
+            }
+        tensors, random_state = self.state(), f"random.{processes.rank()}"
+        if processes.rank() >= saved.progress["processes"]:
+            del tensors[random_state]
+        saved.read(tensors)
+        if random_state in tensors:
+            torch.set_rng_state(tensors[random_state])
+        self.progress = Progress.from_record(saved.progress)
         self.loader = Loader(
             self.store,
             "train",
@@ -189,6 +206,7 @@ class StageRun:
             batch_size=self.loader.batch_size,
             seed=self.loader.seed,
             start=self.progress.cursor,
+            part=self.loader.part,
         )
 
     def trained_weights(self) -> dict[str, torch.Tensor]:
@@ -225,13 +243,20 @@ def setup(
     if compiles(training, accelerator.device):
         for block in stock.find_parts(model).blocks:
             block.compile()
+    if sharding.shards(training):
+        sharding.shard(objective, model, training)
+    elif processes.count() > 1:
+        sharding.leave_frozen_alone(objective)
     optimizer = torch.optim.AdamW(
         parameter_groups(model, training.weight_decay),
         lr=training.lr,
         betas=training.betas,
         fused=accelerator.device.type in ("cpu", "cuda"),
     )
-    prepared, optimizer = accelerator.prepare(objective, optimizer)
+    prepared = accelerator.prepare_model(objective, evaluation_mode=sharding.is_sharded(objective))
+    optimizer = accelerator.prepare_optimizer(optimizer)
+    if processes.count() > 1:  # what is random in a step is another thing in each
+        torch.manual_seed(torch.initial_seed() + processes.rank())
     loader = Loader(
         store,
         "train",
@@ -239,6 +264,7 @@ def setup(
         batch_size=training.batch_tokens // context,
         seed=seed,
         start=cursor,
+        part=(processes.rank(), processes.count()),
     )
     return StageRun(
         model=model,
@@ -272,7 +298,7 @@ def train(run: StageRun, hooks: Sequence[Hook]) -> None:
             batch, cursor, below_BTD = next(batches)
             metrics = train_step(run, batch, below_BTD)
             progress.step += 1
-            progress.tokens += batch.shape[0] * run.context
+            progress.tokens += run.batch_tokens
             progress.cursor = cursor
             elapsed = time.perf_counter() - started
             progress.seconds += elapsed
@@ -280,7 +306,7 @@ def train(run: StageRun, hooks: Sequence[Hook]) -> None:
             metrics |= {
                 "step": progress.step,
                 "tokens": progress.tokens,
-                "tokens_per_second": batch.shape[0] * run.context / elapsed,
+                "tokens_per_second": run.batch_tokens / elapsed,
             }
             for hook in hooks:
                 hook(run, metrics)
@@ -291,9 +317,10 @@ def train_step(
 ) -> dict[str, Any]:
     """Run one optimizer step on `batch` (int64 `[B, T + 1]`), in micro-batches if so configured.
 
-    `below_BTD` is the trunk's output for it, if that is stored. A step that is not finite is left
-    out if the plan says so: its metrics say why and have no loss. Raises `DivergedError` if not, or
-    after `MOST_SKIPPED` in a row.
+    Of several processes each has its part of the batch; the metrics are those of all. `below_BTD`
+    is the trunk's output for it, if that is stored. A step that is not finite is left out if the
+    plan says so: its metrics say why and have no loss. Raises `DivergedError` if not, or after
+    `MOST_SKIPPED` in a row.
     """
     accelerator, optimizer, training = run.accelerator, run.optimizer, run.training
     lr = learning_rate(run.progress.step, run.steps, training, training.lr)
@@ -311,9 +338,11 @@ def train_step(
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     norm = accelerator.clip_grad_norm_(trained, training.clip)
     assert norm is not None
-    loss_sum = total.item()
-    if not (math.isfinite(loss_sum) and math.isfinite(float(norm))):
-        said = f"loss {loss_sum}, gradient norm {float(norm)}"
+    norm = float(sharding.whole(norm))
+    (loss_sum,) = processes.total(total.item(), device=accelerator.device)
+    loss_sum /= processes.count()
+    if not (math.isfinite(loss_sum) and math.isfinite(norm)):
+        said = f"loss {loss_sum}, gradient norm {norm}"
         if training.nonfinite == "stop" or run.progress.skipped >= MOST_SKIPPED:
             raise DivergedError(
                 f"step {run.progress.step + 1}: {said}: training "
@@ -325,7 +354,7 @@ def train_step(
     optimizer.step()
     optimizer.zero_grad()
     run.progress.skipped = 0
-    return {"loss": loss_sum, "lr": lr, "grad_norm": float(norm)}
+    return {"loss": loss_sum, "lr": lr, "grad_norm": norm}
 
 
 def on_device(
@@ -345,19 +374,23 @@ def evaluate(run: StageRun) -> dict[str, float]:
     The same windows are read every time: the first `validation_tokens` of the held-out split.
     """
     nats, tokens, text_bytes = 0.0, 0, 0
-    run.objective.eval()
-    for batch, below_BTD in run.held_out():
+    device = run.accelerator.device
+    objective = run.accelerator.unwrap_model(run.objective)
+    objective.eval()
+    for batch, below_BTD, counts in run.held_out():
         ids = torch.from_numpy(batch)
-        loss = run.objective(*on_device(ids, below_BTD, run.accelerator.device))
-        targets = batch[:, 1:]
-        nats += loss.item() * targets.size
-        tokens += targets.size
-        text_bytes += int(run.byte_lengths[targets].sum())
-    run.objective.train()
-    return scores(nats, tokens, text_bytes)
+        loss = objective(*on_device(ids, below_BTD, device))
+        if counts:
+            targets = batch[:, 1:]
+            nats += loss.item() * targets.size
+            tokens += targets.size
+            text_bytes += int(run.byte_lengths[targets].sum())
+    objective.train()
+    sharding.let_go(objective)
+    return scores(*processes.total(nats, tokens, text_bytes, device=device))
 
 
-def scores(nats: float, tokens: int, text_bytes: int) -> dict[str, float]:
+def scores(nats: float, tokens: float, text_bytes: float) -> dict[str, float]:
     """Return loss (nats a token), perplexity and bits per byte from sums over a text."""
     loss = nats / tokens
     return {

@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from nacre import processes
 from nacre.data.loader import validation_batches
 from nacre.errors import DivergedError
 from nacre.growth import budget, ledger, stage
@@ -40,7 +41,7 @@ def certify_merge(adapted: PeftModel, this: Stage, run: StageRun) -> dict[str, A
     """Merge the adapters; return their settings and a certificate on the first held-out windows."""
     assert this.lora is not None
     batch = next(validation_batches(run.store, context=run.context, batch_size=4))
-    ids_BT = torch.from_numpy(batch[:, :-1]).to(run.accelerator.device)
+    ids_BT = torch.from_numpy(batch[:, :-1]).to(next(adapted.parameters()).device)
     try:
         certificate = stage.merge_lora(adapted, ids_BT)
     except ValueError as error:
@@ -98,7 +99,8 @@ def stage_record(
         "tokens": progress.tokens,
         "seconds": progress.seconds,
         "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
-        "peak_memory_bytes": progress.peak_memory_bytes,
+        "processes": processes.count(),
+        "peak_memory_bytes": max(processes.gather(progress.peak_memory_bytes)),
         "flops": cost.flops_per_token * progress.tokens,
         "trunk_mode": run.trunk_mode,
         "init": this.init if this.add_blocks else None,

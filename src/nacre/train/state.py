@@ -1,61 +1,94 @@
 """The state of a running stage on disk: what it needs to continue exactly, twice.
 
 `RUN/state` is the newest, `RUN/state.previous` the one before it. Each has the hash of every file
-that it holds: one that is damaged is noticed, and the run goes on from the other.
+that it holds: one that is damaged is noticed, and the run goes on from the other. The tensors are
+safetensors files of torch.distributed.checkpoint: each process writes what it holds, and another
+number of processes reads them.
 """
 
 from __future__ import annotations
 
 import hashlib
-import pickle
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
+from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
+from nacre import processes
 from nacre.errors import CheckpointError
 from nacre.train import checkpoint
 
 PROGRESS = (
     "stage", "step", "tokens", "seconds", "best", "stale", "cursor", "peak_memory_bytes",
-    "history", "end", "skipped",
+    "history", "end", "skipped", "processes",
 )  # fmt: skip
-WEIGHTS, OPTIMIZER, RECORD = "trainable.safetensors", "optimizer.pt", "progress.json"
+RECORD = "progress.json"
 
 
 @dataclass(frozen=True)
 class SavedState:
     """What `save` wrote; `damaged` says why a newer one could not be read, if there was one."""
 
-    weights: dict[str, torch.Tensor]
-    optimizer: dict[str, Any]
-    random_state: torch.Tensor
+    folder: Path
     progress: dict[str, Any]
     damaged: str | None = None
 
+    def read(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Read named tensors, in place; raise `CheckpointError` if one of them is not there."""
+        try:
+            with _alone_is_fine():
+                reader = HuggingFaceStorageReader(str(self.folder))
+                load_tensors(dict(tensors), storage_reader=reader)
+        except CheckpointException as failed:
+            error = next(iter(failed.failures.values()))[0]
+            said = " ".join(str(error).split())[:300]
+            raise CheckpointError(f"{self.folder}: cannot be read: {said}") from None
 
-def save(
-    folder: Path,
-    weights: Mapping[str, torch.Tensor],
-    optimizer: Mapping[str, Any],
-    progress: Mapping[str, Any],
-) -> None:
-    """Save what a running stage needs to continue exactly: trained weights, optimizer, counters.
 
+def save(folder: Path, tensors: Mapping[str, torch.Tensor], progress: Mapping[str, Any]) -> None:
+    """Save what a running stage needs to continue exactly: named tensors, and plain counters.
+
+    Every process calls it and gives what it holds: all of a tensor, or its part (a DTensor).
     `progress` must have the keys `PROGRESS`. What was saved before stays beside it.
     """
     new = folder.with_name(f".{folder.name}.new")
-    with checkpoint.new_folder(new) as partial:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-        save_file(tensors, partial / WEIGHTS)
-        torch.save({"optimizer": optimizer, "rng": torch.get_rng_state()}, partial / OPTIMIZER)
-        hashes = {name: _hash(partial / name) for name in (WEIGHTS, OPTIMIZER)}
-        checkpoint.write_json(partial / RECORD, {**progress, "sha256": hashes})
+    with checkpoint.new_folder(new) if processes.is_main() else nullcontext() as partial:
+        there = processes.agree(partial)
+        assert there is not None
+        with _alone_is_fine():
+            writer = HuggingFaceStorageWriter(str(there), save_distributed=True)
+            save_tensors(dict(tensors), storage_writer=writer)
+        mine = f"shard-{processes.rank() + 1:05d}-"
+        written = {path.name: _hash(path) for path in there.glob(f"{mine}*")}
+        everything = processes.gather(written)
+        if partial is not None:
+            hashes = {name: value for each in everything for name, value in each.items()}
+            checkpoint.write_json(partial / RECORD, {**progress, "sha256": hashes})
+    if processes.is_main():
+        _replace(folder, new)
+
+
+@contextmanager
+def _alone_is_fine() -> Iterator[None]:
+    """Keep torch from warning of a run in one process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield
+
+
+def _replace(folder: Path, new: Path) -> None:
     before = _previous(folder)
     if (folder / RECORD).exists():
         shutil.rmtree(before, ignore_errors=True)
@@ -75,11 +108,11 @@ def load(folder: Path) -> SavedState | None:
     damage: list[str] = []
     for each in found:
         try:
-            state = read(each)
+            progress = check(each)
         except CheckpointError as error:
             damage.append(str(error))
             continue
-        return SavedState(*state, damaged=damage[0] if damage else None)
+        return SavedState(each, progress, damaged=damage[0] if damage else None)
     if damage:
         raise CheckpointError(damage[0])
     return None
@@ -95,27 +128,15 @@ def _previous(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.previous")
 
 
-def read(
-    folder: Path,
-) -> tuple[dict[str, torch.Tensor], dict[str, Any], torch.Tensor, dict[str, Any]]:
-    """Return weights, optimizer, random state and progress of one state folder.
-
-    Raises `CheckpointError` if it is damaged.
-    """
+def check(folder: Path) -> dict[str, Any]:
+    """Return the progress of one state folder; raise `CheckpointError` if it is damaged."""
     progress = checkpoint.require(folder / RECORD, (*PROGRESS, "sha256"))
     for name, expected in progress.pop("sha256").items():
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: damaged: {name} is missing")
         if _hash(folder / name) != expected:
             raise CheckpointError(f"{folder}: damaged: {name} is not what was saved")
-    try:
-        weights = load_file(folder / WEIGHTS)
-        saved = torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu")
-        return weights, saved["optimizer"], saved["rng"], progress
-    except (
-        OSError, SafetensorError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError,
-    ) as error:  # fmt: skip
-        raise CheckpointError(f"{folder}: damaged: {checkpoint.one_line(error)}") from None
+    return progress
 
 
 def _hash(path: Path) -> str:

@@ -75,7 +75,7 @@ def _checks(run: Path) -> Iterator[tuple[str, Callable[[], object]]]:
         yield "metrics", lambda: _metrics(run)
     for name in ("state", "state.previous"):
         if (run / name).exists():
-            yield name, lambda name=name: state.read(run / name)
+            yield name, lambda name=name: state.check(run / name)
 
 
 def _raise(message: str) -> None:

@@ -29,6 +29,7 @@ from nacre.growth.cache.manifest import (
     cache_files,
     difference,
     drop,
+    manifest_name,
     partial_path,
     read_manifest,
     segment_name,
@@ -55,8 +56,12 @@ class CacheBuilder:
         *,
         batch_windows: int,
         segment_bytes: int = SEGMENT_BYTES,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         """Open or create the cache in `folder`; reads every segment there to check its SHA-256.
+
+        `part` (which, of how many) shares the work: builders of the same cache write the segments
+        of their part, each with a manifest of its own, once number 0 has opened the folder.
 
         A segment holds about `segment_bytes`, always a whole multiple of `batch_windows` records
         (the last may be shorter). A cache that exists keeps its segments where they are such a
@@ -64,23 +69,33 @@ class CacheBuilder:
         """
         assert batch_windows > 0, "a batch has windows"
         self.folder, self.identity, self.damaged = folder, identity, 0
-        folder.mkdir(parents=True, exist_ok=True)
-        found, self.replaced = self._find(batch_windows)
-        if found is None:
-            drop(folder)
-            folder.mkdir(exist_ok=True)
-            record = record_bytes(identity.context, identity.width, identity.dtype)
-            batches = max(1, segment_bytes // (record * batch_windows))
-            self._write_manifest(Manifest(identity, batches * batch_windows, {}))
+        self.part, self.replaced = part, None
+        if part[0]:
+            opened = read_manifest(folder)
+            self._taken = set(opened.segments)
+            self._manifest = dataclasses.replace(opened, segments={})
         else:
-            self._keep_sound(found)
-        self._taken = set(self._manifest.segments)
+            self._open(batch_windows, segment_bytes)
+            self._taken = set(self._manifest.segments)
         self._items: queue.Queue[Any] = queue.Queue(_PARTS)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._file = -1
         self._number = 0
         self._digest = hashlib.sha256()
+
+    def _open(self, batch_windows: int, segment_bytes: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        found, self.replaced = self._find(batch_windows)
+        if found is None:
+            drop(self.folder)
+            self.folder.mkdir(exist_ok=True)
+            shape = self.identity
+            record = record_bytes(shape.context, shape.width, shape.dtype)
+            batches = max(1, segment_bytes // (record * batch_windows))
+            self._write_manifest(Manifest(shape, batches * batch_windows, {}))
+        else:
+            self._keep_sound(self._with_parts(found))
 
     def _find(self, batch_windows: int) -> tuple[Manifest | None, str | None]:
         """Return the manifest to go on with, or what is there instead of it."""
@@ -100,6 +115,19 @@ class CacheBuilder:
                 f"no multiple of a batch of {batch_windows}"
             )
         return found, None
+
+    def _with_parts(self, found: Manifest) -> Manifest:
+        """Return `found` with the segments that other builders of the cache have listed."""
+        segments = dict(found.segments)
+        for path in self.folder.glob(manifest_name(1).replace("00001", "*")):
+            with contextlib.suppress(OSError, Unreadable):
+                other = read_manifest(self.folder, path.name)
+                if dataclasses.replace(other, segments=found.segments) == found:
+                    segments |= other.segments
+        if segments != found.segments:
+            self._write_manifest(dataclasses.replace(found, segments=segments))
+            return self._manifest
+        return found
 
     def _keep_sound(self, found: Manifest) -> None:
         """Go on with `found` less what is damaged, and delete every file it does not list."""
@@ -122,9 +150,10 @@ class CacheBuilder:
         return sum(len(self._manifest.records(number)) for number in self._manifest.segments)
 
     def missing(self) -> Iterator[range]:
-        """Yield the records of each segment still to build, in order, as of this call."""
-        numbers = [n for n in range(self._manifest.count) if n not in self._taken]
-        return map(self._manifest.records, numbers)
+        """Yield the records of each segment of its part still to build, in order, as of now."""
+        which, parts = self.part
+        numbers = range(which, self._manifest.count, parts)
+        return map(self._manifest.records, [n for n in numbers if n not in self._taken])
 
     def write(self, records: range, parts: Iterable[Tensor]) -> None:
         """Write one segment, `records` as `missing` gave them.
@@ -161,10 +190,15 @@ class CacheBuilder:
         self._taken.add(number)
 
     def finish(self) -> None:
-        """Wait until everything is on disk; raises what a write met; asserts completeness."""
+        """Wait until its part is on disk; raises what a write met; asserts completeness."""
         self._stop()
         if self._error:
             raise self._error
+        assert not list(self.missing()), "every segment was written"
+
+    def adopt(self) -> None:
+        """List what the builders of the other parts have written, when all have finished."""
+        self._keep_sound(self._with_parts(self._manifest))
         assert self.done == self.identity.windows, "every segment was written"
 
     def __enter__(self) -> Self:
@@ -243,7 +277,7 @@ class CacheBuilder:
     def _write_manifest(self, manifest: Manifest) -> None:
         manifest = dataclasses.replace(manifest, segments=dict(sorted(manifest.segments.items())))
         data = {"format": FORMAT, **dataclasses.asdict(manifest)}
-        path = self.folder / MANIFEST
+        path = self.folder / manifest_name(self.part[0])
         try:
             file = _open_new(partial_path(path))
             try:

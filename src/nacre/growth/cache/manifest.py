@@ -18,7 +18,9 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 FIX = "resume the run, which builds the cache again, or delete the folder"
 
-_OURS = re.compile(r"manifest\.json|segment-\d{5,}\.bin|\.(manifest|segment-\d{5,})\.partial")
+_OURS = re.compile(
+    r"manifest(-\d{5,})?\.json|segment-\d{5,}\.bin|\.(manifest(-\d{5,})?|segment-\d{5,})\.partial"
+)
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,14 @@ class Unreadable(Exception):
         self.format = format
 
 
-def read_manifest(folder: Path) -> Manifest:
+def manifest_name(part: int) -> str:
+    """Return the name of the manifest that one of several builders writes; 0 is the cache's own."""
+    return f"manifest-{part:05d}.json" if part else MANIFEST
+
+
+def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest:
     """Read the manifest; raises OSError or `Unreadable`."""
-    text = (folder / MANIFEST).read_bytes()
+    text = (folder / name).read_bytes()
     try:
         data = json.loads(text)
         found = data["format"]
