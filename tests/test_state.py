@@ -10,7 +10,6 @@ import torch
 from nacre.errors import CheckpointError
 from nacre.train import state as states
 
-
 PROGRESS = dict.fromkeys(states.PROGRESS, 0) | {
     "stage": 2,
     "step": 7,
