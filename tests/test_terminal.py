@@ -10,7 +10,7 @@ from rich.console import Console
 from nacre import tables
 from nacre.growth import budget
 from nacre.growth import plan as plans
-from nacre.terminal import Display
+from nacre.terminal import Display, sparkline
 
 RECORD = {
     "stage": 2, "depth": 4, "active_parameters": 104_887_296, "total_parameters": 181_498_880,
@@ -30,9 +30,15 @@ def watch(terminal: bool) -> str:
         display.evaluated({"loss": 4.6, "perplexity": 99.5, "bits_per_byte": 2.0})
         for step in (1, 2):
             display.trained(
-                {"step": step, "tokens": step * 500_000, "loss": 4.5, "tokens_per_second": 9876.5}
+                {
+                    "step": step,
+                    "tokens": step * 500_000,
+                    "loss": 5.5 - step,
+                    "tokens_per_second": 9876.5,
+                    "peak_memory_bytes": 722_000_000,
+                }
             )
-        display.bar.refresh()
+        display.view.refresh()
         logging.getLogger("nacre.data").warning("one document was cut")
         display.stage_finished(RECORD)
     return out.getvalue()
@@ -48,11 +54,19 @@ def test_a_log_file_stays_readable() -> None:
     assert "held-out 1.9876 bits per byte" in text
 
 
-def test_a_terminal_shows_a_live_bar() -> None:
+def test_a_terminal_shows_a_live_view() -> None:
     text = watch(terminal=True)
     assert "Stage 2/3" in text
-    assert "9,876 tok/s" in text
+    assert "9,876 tok/s  held-out 2.000 b/B  peak 722 MB" in text
+    assert "4.50 █▁ 3.50" in text
     assert "\x1b[" in text
+
+
+def test_a_sparkline_goes_from_the_highest_to_the_lowest() -> None:
+    assert sparkline([8.0, 7, 6, 5, 4, 3, 2, 1]) == "█▇▆▅▄▃▂▁"
+    assert sparkline([2.0, 2.0]) == "▁▁"
+    assert sparkline([4.0, 4.0, 2.0, 2.0], cells=2) == "█▁"
+    assert len(sparkline(range(1000))) == 40
 
 
 def test_the_library_logs_nowhere_else_afterwards() -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     Progress,
@@ -14,10 +17,13 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from nacre.train.observer import Observer
 
 LOG_SECONDS = 15.0  # between two lines of progress where there is no terminal
+SPARKS = "▁▂▃▄▅▆▇█"
+SPARKLINE = 40  # cells, so that a line fits 80 columns
 
 
 class Display(Observer):
@@ -30,28 +36,33 @@ class Display(Observer):
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[status]}"),
             TimeRemainingColumn(compact=True),
             console=console,
-            disable=not self.live,
         )
+        self.status = ""
+        self.losses: list[float] = []
         self.task: TaskID | None = None
         self.title = ""
         self.total: int | None = None
         self.done = 0
         self.bits_per_byte: float | None = None
         self.said = 0.0
+        self.view = Live(
+            get_renderable=self._view, console=console, refresh_per_second=4, transient=True
+        )
         self.handler = _LogHandler(self)
 
     def __enter__(self) -> Display:
         logger = logging.getLogger("nacre")
         logger.addHandler(self.handler)
         logger.setLevel(logging.INFO)
-        self.bar.start()
+        if self.live:
+            self.view.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+        if self.live:
+            self.view.stop()
         logging.getLogger("nacre").removeHandler(self.handler)
 
     def note(self, text: str) -> None:
@@ -79,16 +90,20 @@ class Display(Observer):
         """Show the stage's bar, counted in tokens."""
         self._begin(f"Stage {stage}/{stages}", tokens, done)
         self.bits_per_byte = None
+        self.losses = []
 
     def trained(self, step: dict[str, Any]) -> None:
-        """Show loss and speed; in a log file, a line now and then."""
+        """Show losses, speed and memory; in a log file, a line now and then."""
         self.done = step["tokens"]
         loss = f"loss {step['loss']:.3f}" if "loss" in step else "left out"
+        if "loss" in step:
+            self.losses.append(step["loss"])
         status = f"{loss}  {step['tokens_per_second']:,.0f} tok/s"
         if self.bits_per_byte is not None:
             status += f"  held-out {self.bits_per_byte:.3f} b/B"
+        self.status = f"{status}  peak {step['peak_memory_bytes'] / 1e6:,.0f} MB"
         if self.task is not None:
-            self.bar.update(self.task, completed=self.done, status=status)
+            self.bar.update(self.task, completed=self.done)
         if not self.live and time.monotonic() - self.said >= LOG_SECONDS:
             self.said = time.monotonic()
             total = max(1, self.total or 0)
@@ -114,12 +129,30 @@ class Display(Observer):
     def _begin(self, title: str, total: int | None, done: int) -> None:
         self._end()
         self.title, self.total, self.done = title, total, done
-        self.task = self.bar.add_task(title, total=total, completed=done, status="")
+        self.task = self.bar.add_task(title, total=total, completed=done)
 
     def _end(self) -> None:
         if self.task is not None:
             self.bar.remove_task(self.task)
             self.task = None
+        self.status, self.losses = "", []
+
+    def _view(self) -> Group:
+        lines = [Text(f"  {self.status}", no_wrap=True)] if self.status else []
+        if len(self.losses) > 1:
+            first, last = self.losses[0], self.losses[-1]
+            lines.append(Text(f"  {first:.2f} {sparkline(self.losses)} {last:.2f}", no_wrap=True))
+        return Group(self.bar, *lines)
+
+
+def sparkline(values: Sequence[float], cells: int = SPARKLINE) -> str:
+    """Return a line of block characters: means of consecutive values, the lowest as the lowest."""
+    count = min(cells, len(values))
+    edges = [len(values) * n // count for n in range(count + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    low, high = min(means), max(means)
+    scale = (len(SPARKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(SPARKS[round((mean - low) * scale)] for mean in means)
 
 
 class _LogHandler(logging.Handler):

@@ -307,6 +307,7 @@ def train(run: StageRun, hooks: Sequence[Hook]) -> None:
                 "step": progress.step,
                 "tokens": progress.tokens,
                 "tokens_per_second": run.batch_tokens / elapsed,
+                "peak_memory_bytes": progress.peak_memory_bytes,
             }
             for hook in hooks:
                 hook(run, metrics)
