@@ -36,6 +36,7 @@ stays just as it was while new layers learn
 """
 WORDS = SENTENCE.split()
 TOKENS = 2560  # of a stage: 80 windows of 32, an epoch and a half of the text
+MEASURED = ("tokens_per_second", "peak_memory_bytes")  # of a step: another value every time
 BF16 = 0.02  # nats: how far a loss in bf16 may be from that of the other mode
 CACHED, RECOMPUTED, RESTART = "trunk.mode=cache", "trunk.mode=recompute", "data.order=restart"
 BLOCK = {"add_blocks": 1, "tokens": TOKENS}
@@ -108,7 +109,7 @@ def fingerprints(out: Path) -> list[str]:
 
 def metrics(out: Path) -> list[dict[str, Any]]:
     return [
-        {key: value for key, value in line.items() if key != "tokens_per_second"}
+        {key: value for key, value in line.items() if key not in MEASURED}
         for line in folder.read_metrics(out)
     ]
 
@@ -406,6 +407,21 @@ def test_an_interrupted_run_goes_on_to_the_same_model(
     grow(None, tmp_path / "run", resume=True)
     assert_same_run(tmp_path / "run", runs.run(RESTART, CACHED))
     assert not (tmp_path / "run" / CACHE).exists()
+
+
+@pytest.mark.parametrize("stop", [Stop(3, windows=60), Stop(3, step=6)], ids=["built", "trained"])
+def test_a_resumed_stage_counts_the_seconds_that_its_cache_took(
+    runs: Runs, tmp_path: Path, stop: Stop
+) -> None:
+    out = tmp_path / "run"
+    interrupt(runs, out, stop)
+    path = out / CACHE / "03" / "train" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    assert 0 < manifest["seconds"] < 60
+    manifest["seconds"] = 1000.0
+    path.write_text(json.dumps(manifest))
+    grow(None, out, resume=True)
+    assert 1000 < trunks(out)[2]["cache"]["seconds"] < 1060
 
 
 @pytest.mark.parametrize("part", ["train", "validation"])

@@ -22,6 +22,7 @@ from nacre.train.grow import grow
 from nacre.train.hooks import gains
 from nacre.train.observer import Observer
 
+MEASURED = ("tokens_per_second", "peak_memory_bytes")  # of a step: another value every time
 PROGRAM = (
     WITHOUT_NACRE
     + """
@@ -186,7 +187,7 @@ class Interrupt(Observer):
 
 def lines_without_times(out: Path) -> list[dict[str, Any]]:
     return [
-        {key: value for key, value in line.items() if key != "tokens_per_second"}
+        {key: value for key, value in line.items() if key not in MEASURED}
         for line in folder.read_metrics(out)
     ]
 

@@ -139,6 +139,7 @@ def test_another_error_stays_what_it_is(plan: plans.Plan) -> None:
     [
         (SafetensorError("I/O error: No space left on device (os error 28)"), errno.ENOSPC),
         (SafetensorError("I/O error: Input/output error (os error 5)"), errno.EIO),
+        (Exception("No space left on device (os error 28)"), errno.ENOSPC),
         (RuntimeError("[enforce fail] . unexpected pos 128 vs 22"), errno.EIO),
     ],
 )

@@ -43,6 +43,23 @@ metric_list:
   - {{metric: byte_perplexity, aggregation: weighted_perplexity, higher_is_better: false}}
 """
 
+FOLDER = registry.folder
+
+
+def test_a_name_that_stands_in_no_file_is_none_without_reading_the_tasks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def manager() -> None:
+        raise AssertionError("it takes seconds")
+
+    monkeypatch.setattr(registry, "manager", manager)
+    monkeypatch.setattr(registry, "folder", FOLDER)
+    assert not registry.has("hellaswak")
+    assert {"hellaswag", "mmlu", "arc_easy"} <= set(registry.names())
+    assert refused("hellaswak") == (
+        "--tasks: there is no task 'hellaswak' (did you mean 'hellaswag'?)"
+    )
+
 
 @pytest.fixture(autouse=True)
 def _local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,6 +84,7 @@ def _local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "unsafe.yaml").write_text(unsafe)
     known = TaskManager(include_path=str(folder), include_defaults=False)
     monkeypatch.setattr(registry, "manager", lambda: known)
+    monkeypatch.setattr(registry, "folder", lambda: folder)
 
 
 def scored(name: str, limit: int | None = None) -> list[Score]:
@@ -140,5 +158,6 @@ def test_what_is_no_task_gets_the_nearest_one(monkeypatch: pytest.MonkeyPatch) -
     assert refused("boht") == "--tasks: there is no task 'boht' (did you mean 'both'?)"
     assert refused("khop2") == "--tasks: there is no task 'khop2' (did you mean 'khop-2'?)"
     assert refused("squid").endswith("brackets, modular; `lm-eval ls tasks` lists lm-eval's)")
+    monkeypatch.setattr(registry, "folder", FOLDER)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     assert refused("squid").endswith("modular; lm-eval's own need pip install 'nacre[eval]')")

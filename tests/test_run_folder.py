@@ -41,6 +41,30 @@ def test_output_folder_with_other_files(plan: plans.Plan, tmp_path: Path) -> Non
     assert (tmp_path / "thesis.tex").exists()
 
 
+def test_what_a_run_left_that_died_before_it_had_a_plan_is_no_other_file(
+    plan: plans.Plan, tmp_path: Path
+) -> None:
+    for name in (".plan.yaml.partial", ".lock"):
+        (tmp_path / name).write_text("")
+    assert folder.claim(tmp_path, plan, resume=False, overwrite=False) == plan
+
+
+def test_new_metrics_are_read_once_and_a_new_file_from_its_beginning(tmp_path: Path) -> None:
+    metrics, path = folder.NewMetrics(tmp_path), tmp_path / folder.METRICS
+    assert metrics.read() == []
+    folder.append_metrics(tmp_path, {"stage": 1, "step": 1})
+    with path.open("a") as file:
+        file.write('{"stage": 1, "st')
+    assert [line["step"] for line in metrics.read()] == [1]
+    assert metrics.read() == []
+    with path.open("a") as file:
+        file.write('ep": 2}\n')
+    assert [line["step"] for line in metrics.read()] == [2]
+    folder.rewind_metrics(tmp_path, 1, 1)
+    folder.append_metrics(tmp_path, {"stage": 1, "step": 2, "again": True})
+    assert [line["step"] for line in metrics.read()] == [1, 2]
+
+
 def test_output_is_a_file(plan: plans.Plan, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     with pytest.raises(ConfigError, match="is a file"):

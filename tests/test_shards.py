@@ -282,13 +282,17 @@ def test_damage_is_noticed_and_mended(tmp_path, tokenizer, caplog):
 
     def refusal() -> str:
         with pytest.raises(CheckpointError) as caught:
-            TokenStore.open(out)
+            TokenStore.open(out).verify()
         assert tokenize([str(source)], tokenizer, out) == store
         return str(caught.value)
 
     with (out / "train.tokens").open("r+b") as file:
         file.truncate(100)
     assert "train.tokens has 100 bytes instead of" in refusal()
+    tokens = bytearray((out / "train.tokens").read_bytes())
+    tokens[len(tokens) // 2] ^= 1
+    (out / "train.tokens").write_bytes(tokens)
+    assert "its tokens are not what was written; delete the folder" in refusal()
     (out / "validation.documents").unlink()
     assert "validation.documents is missing; delete the folder" in refusal()
     (out / "store.json").write_text("{")

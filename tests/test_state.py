@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,49 @@ def test_from_a_damaged_state_the_one_before_goes_on(name: str, damage: str, sta
     assert saved.progress["step"] == 7
     if (name, damage) != ("progress.json", "remove"):
         assert str(folder) in str(saved.damaged)
+
+
+def test_no_flipped_bit_in_the_record_changes_it(state: tuple) -> None:
+    folder, *_ = state
+    path = folder / "progress.json"
+    data = path.read_bytes()
+    for place in range(len(data)):
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            saved = states.load(folder)
+        except CheckpointError:
+            continue
+        assert saved is not None
+        assert saved.progress == PROGRESS, f"byte {place}: white space at most"
+
+
+def test_damaged_states_are_refused_with_what_to_do(state: tuple) -> None:
+    folder, tensors = state
+    states.save(folder, tensors, PROGRESS)
+    for each in (folder, folder.with_name("state.previous")):
+        (each / TENSORS).write_bytes(b"")
+    with pytest.raises(CheckpointError) as caught:
+        states.load(folder)
+    assert str(caught.value) == (
+        f"{folder}: damaged: {TENSORS} is not what was saved (restore it, or delete "
+        f"{folder} and {folder}.previous to begin the stage anew)"
+    )
+
+
+@pytest.mark.parametrize("without", ["skipped", "the hash of progress.json"])
+def test_a_state_of_another_version_is_not_called_damaged(without: str, state: tuple) -> None:
+    folder, tensors = state
+    older = {key: value for key, value in PROGRESS.items() if key != without}
+    states.save(folder, tensors, older)
+    if without != "skipped":
+        record = json.loads((folder / "progress.json").read_text())
+        del record["sha256"]["progress.json"]
+        (folder / "progress.json").write_text(json.dumps(record))
+    with pytest.raises(CheckpointError) as caught:
+        states.check(folder)
+    assert str(caught.value) == f"{folder}: another version of nacre wrote it, without {without}"
 
 
 def test_a_flipped_bit_in_weights_is_noticed(state: tuple) -> None:

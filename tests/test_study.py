@@ -259,6 +259,22 @@ def test_scores_of_every_stage_stand_in_the_results(made: tuple[studies.Study, P
     assert studies.read_results(study, out)["runs"][0]["scores"] == []
 
 
+def test_the_page_says_that_runs_were_made_side_by_side_otherwise(
+    made: tuple[studies.Study, Path],
+) -> None:
+    study, out = made
+    found = studies.read_results(study, out)
+    assert [row["jobs"] for row in found["runs"]] == [[2]] * 3
+    assert "side by side" not in page.about(found)
+    runner.note_jobs(study.runs(out)[0].folder, 1)
+    try:
+        found = studies.read_results(study, out)
+    finally:
+        checkpoint.write_json(study.runs(out)[0].folder / runner.JOBS, {"jobs": [2]})
+    assert found["runs"][0]["jobs"] == [1, 2]
+    assert "(made 1 and 2 side by side: wall-clock does not compare)" in page.about(found)
+
+
 def test_a_run_that_fails_is_named_and_the_others_are_made(tmp_path: Path) -> None:
     study = make(arms={key: ARMS[key] for key in ("whole", "grown")})
     broken = study.runs(tmp_path / "out")[0]

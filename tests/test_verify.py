@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Command
 
 from nacre.errors import CheckpointError
+from nacre.growth.cache import CacheBuilder, Identity
 from nacre.train.verify import verify
 
 
@@ -71,9 +73,19 @@ def step_twice(run: Path) -> None:
     path.write_text("".join([*lines[:3], lines[2], *lines[3:]]))
 
 
+def damaged_cache(run: Path) -> None:
+    identity = Identity("a" * 64, 1, "b" * 64, "c" * 64, 2, 4, 8, "fp32")
+    with CacheBuilder(run / "cache/02/train", identity, batch_windows=2) as builder:
+        for records in builder.missing():
+            builder.write(records, [torch.zeros(len(records), 4, 8)])
+        builder.finish()
+    flip(run / "cache/02/train/segment-00000.bin")
+
+
 @pytest.mark.parametrize(
     ("damage", "what", "message"),
     [
+        (damaged_cache, "cache 02/train", "resume the run, which makes it again"),
         (lambda run: flip(run / "stages/02/head.safetensors"), "stage 02", "the ledger recorded"),
         (lambda run: (run / "stages/02/head.safetensors").unlink(), "stage 02", "No such file"),
         (outside, "stage 01", "is no file of the folder"),

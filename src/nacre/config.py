@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
@@ -103,10 +104,13 @@ def _unshared(node: object) -> object:
 
 
 def write_yaml(section: BaseModel, path: Path) -> None:
-    """Write a section as YAML, in the order in which its fields are declared."""
+    """Write a section as YAML, its fields in the order of their declaration; all or nothing."""
     data = section.model_dump(mode="json", by_alias=True)
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    with partial.open("w", encoding="utf-8") as file:
+        yaml.safe_dump(data, file, sort_keys=False, allow_unicode=True)
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(path)
 
 

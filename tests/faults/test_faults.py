@@ -1,51 +1,114 @@
-"""A growth survives what happens to it: after every fault it ends in the same model."""
+"""A growth survives what happens to it: after every fault it ends in the same model and metrics."""
 
 from __future__ import annotations
 
 import os
 import random
+import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
-from injection import BUG, DONE, KINDS, Kind, attempt, draw_fault, flip, hashes, short_plan
+from injection import (
+    BUG,
+    DONE,
+    FLIPPED,
+    MENDABLE,
+    REGIONS,
+    SAVE_EVERY,
+    Attempt,
+    Fault,
+    Kind,
+    attempt,
+    draw_fault,
+    flip,
+    places,
+    redone,
+    result,
+    short_plan,
+)  # fmt: skip
 
 from nacre.growth.plan import Plan
-from nacre.train.grow import grow
 from nacre.train.verify import verify
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="faults are injected into a forked process"),
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
 ]
-FAULTS = 3  # of each kind; benchmarks/faults.py makes hundreds
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A growth that nothing happened to: its plan, how it went, what it ended in."""
+
+    plan: Plan
+    went: Attempt
+    seconds: float
+    result: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def short() -> Plan:
-    """The plan of every growth here."""
-    return short_plan()
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    place = tmp_path_factory.mktemp("faults")
+    plan, started = short_plan(place), time.perf_counter()
+    went = attempt(plan, place / "whole", None)
+    assert went.code == DONE, went.said
+    return Whole(plan, went, time.perf_counter() - started, result(place / "whole"))
 
 
-@pytest.fixture(scope="module")
-def whole(short: Plan, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
-    """The hashes that a run without faults ends with."""
-    out = tmp_path_factory.mktemp("faults") / "whole"
-    grow(short, out)
-    return hashes(out)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_after_faults_the_same_model(
-    kind: Kind, short: Plan, whole: list[dict[str, str]], tmp_path: Path
-) -> None:
-    draw, out = random.Random(kind), tmp_path / "run"
-    for _ in range(FAULTS):
-        ended = attempt(short, out, draw_fault(draw, kind))
-        assert ended != BUG
-        if kind == "bit flip":
-            flip(out, draw)
-        if ended == DONE:
-            break
-    assert attempt(short, out, None) == DONE
-    assert hashes(out) == whole
+def check(whole: Whole, out: Path) -> None:
+    ended = attempt(whole.plan, out, None)
+    assert ended.code == DONE, ended.said
+    assert result(out) == whole.result
     assert [finding for finding in verify(out) if finding.wrong] == []
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_after_faults_in_a_region_the_same_model(region: str, whole: Whole, tmp_path: Path) -> None:
+    draw, out = random.Random(region), tmp_path / "run"
+    kinds: list[Kind] = ["kill", "short write", draw.choice(["ENOSPC", "EIO"])]
+    reached: tuple[int, int] | None = None
+    for kind in kinds:
+        if region not in places(kind, whole.went):
+            continue
+        fault = draw_fault(draw, kind, region, whole.went, whole.seconds)
+        ended = attempt(whole.plan, out, fault)
+        assert ended.code != BUG, ended.said
+        assert ended.came or kind != "kill", "the region was reached"
+        assert ended.came or ended.code == DONE, ended.said
+        if ended.steps:
+            assert reached is None or redone(reached, ended.steps[0]) <= SAVE_EVERY
+            reached = ended.steps[-1]
+        if ended.code == DONE:
+            break
+    check(whole, out)
+
+
+def test_after_kills_at_random_times_the_same_model(whole: Whole, tmp_path: Path) -> None:
+    draw, out = random.Random(0), tmp_path / "run"
+    for _ in range(3):
+        fault = Fault("kill at a random time", seconds=draw.uniform(0, whole.seconds))
+        assert attempt(whole.plan, out, fault).code in (DONE, -9)
+    check(whole, out)
+
+
+@pytest.mark.parametrize("what", FLIPPED)
+def test_after_flipped_bits_the_same_model_or_a_refusal(
+    what: str, whole: Whole, tmp_path: Path
+) -> None:
+    draw, out = random.Random(what), tmp_path / "run"
+    # In the second stage, whose trunk is cached, after its first two saved states.
+    lines = int(0.37 * whole.went.counts["a step"]["lines"])
+    assert attempt(whole.plan, out, Fault("kill", "a step", lines)).came
+    for _ in range(4):
+        flipped = flip(out, what, draw)
+        assert flipped is not None
+        found = [finding for finding in verify(out) if finding.wrong]
+        # Killed as soon as the step is reached, to flip another bit in the same place.
+        ended = attempt(whole.plan, out, Fault("kill", "a step", 1))
+        assert ended.came or (ended.code == MENDABLE and found), ended.said
+        if not ended.came:
+            path, held = flipped
+            path.write_bytes(held)
+    check(whole, out)

@@ -125,6 +125,7 @@ def tokenize(
 ) -> TokenStore:
     """Tokenize the sources into `folder`, or open what is there when it was made from the same.
 
+    What is there is read once: if it is damaged, it is made again.
     The same means: files of the same path, size and time of change (for `hf:` of the hub: the same
     name), the same tokenizer, holdout and errors. Another store in the folder is replaced. About
     `holdout` of the text is held out by document; see `nacre.data.holdout`. Special tokens' names
@@ -340,7 +341,7 @@ def _reusable(folder: Path, key: dict[str, Any]) -> bool:
     try:
         same = _manifest(folder).get("key") == json.loads(json.dumps(key))
         if same:
-            TokenStore.open(folder)
+            TokenStore.open(folder).verify()
     except CheckpointError as error:
         logger.warning("%s; tokenizing again", error)
         return False

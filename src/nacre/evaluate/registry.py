@@ -12,8 +12,10 @@ import hashlib
 import importlib.util
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,8 @@ from nacre.train.observer import Observer
 
 RESAMPLES = 200
 """Of a metric that is no mean: some take seconds to compute."""
+
+_NAME = re.compile(rb"""^(?:task|group|tag):[ ]*['"]?([\w.:/+-]+)['"]?[ ]*(?:#.*)?\r?$""", re.M)
 
 SEED = 1234
 """What lm-eval draws the examples before a question by, unless it is told otherwise."""
@@ -38,9 +42,41 @@ def manager() -> Any:
     return TaskManager()
 
 
+def folder() -> Path | None:
+    """Return where the files of lm-eval's tasks are, None where it is not installed."""
+    found = importlib.util.find_spec("lm_eval")
+    places = None if found is None else found.submodule_search_locations
+    return Path(places[0]) / "tasks" if places else None
+
+
+@functools.cache
+def _files(place: Path) -> bytes:
+    """Return all that the files of tasks say, as it stands there; some include one without suffix.
+
+    It takes half a second, reading them as YAML ten and more.
+    """
+    paths = [path for path in sorted(place.rglob("*")) if path.suffix in ("", ".yaml")]
+    return b"\n".join(path.read_bytes() for path in paths if path.is_file())
+
+
+def has(name: str) -> bool:
+    """Tell whether lm-eval has a task, group or tag of that name.
+
+    A name that stands in no file is none: that is known without reading them as YAML.
+    """
+    place = folder()
+    if place is None or name.encode() not in _files(place):
+        return False
+    return name in manager().all_tasks
+
+
 def names() -> list[str]:
-    """Return the names of all tasks and groups of lm-eval, none where it is not installed."""
-    return [] if importlib.util.find_spec("lm_eval") is None else manager().all_tasks
+    """Return the names that lm-eval's files give to tasks, groups and tags, but for tags in lists.
+
+    None where it is not installed.
+    """
+    place = folder()
+    return [] if place is None else sorted({n.decode() for n in _NAME.findall(_files(place))})
 
 
 def load(name: str) -> Any:

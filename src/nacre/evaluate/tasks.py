@@ -307,7 +307,7 @@ def prepare(asked: Sequence[str], options: Options) -> list[Task]:
             chosen[name] = known[name].prepare
         elif owner := _owner(name, options):
             problems.append(_lacking(name, owner, options, known))
-        elif name in registry.names():
+        elif registry.has(name):
             chosen[name] = _registered
         else:
             problems.append(Problem("--tasks", f"there is no task {name!r}", _hint(name, known)))

@@ -46,6 +46,9 @@ def about(found: Mapping[str, Any]) -> str:
     text += f"; {where}, {machine['threads']} threads a run, torch {machine['torch']}"
     text += f", transformers {machine['transformers']}"
     text += " (not all runs on the same: wall-clock does not compare)" * machine["mixed"]
+    jobs = machine.get("jobs", [])
+    if len(jobs) > 1:
+        text += f" (made {' and '.join(map(str, jobs))} side by side: wall-clock does not compare)"
     missing = len(found["missing"])
     lack = f" {missing} {'run is' if missing == 1 else 'runs are'} missing." if missing else ""
     return f"{text}.{lack}"

@@ -20,7 +20,7 @@ from nacre.errors import CheckpointError, FingerprintError
 from nacre.evaluate import run as evaluation
 from nacre.evaluate.tasks import Task
 from nacre.study.design import Claim, Run, Study
-from nacre.study.runner import check_plan, evaluation_tasks, finished
+from nacre.study.runner import check_plan, evaluation_tasks, finished, jobs_of
 from nacre.train import checkpoint, folder
 
 AXES = ("tokens", "flops", "seconds")
@@ -117,6 +117,7 @@ def measure(run: Run, study: Study, tasks: Sequence[Task] = ()) -> dict[str, Any
         "arm": run.arm,
         "seed": run.seed,
         "budget": run.budget,
+        "jobs": jobs_of(run.folder),
         "tokens": sum(record["tokens"] for record in records),
         "flops": sum(record["flops"] for record in records),
         "seconds": sum(_seconds(record) for record in records),
@@ -371,7 +372,12 @@ def by_arm_and_budget(
 
 
 def _machine(runs: Sequence[Run]) -> dict[str, Any]:
-    """Return the machine and versions of the runs; `mixed` says that they are not all the same."""
+    """Return the machine and versions of the runs; `mixed` says that they are not all the same.
+
+    `jobs` are the numbers of runs that were made side by side.
+    """
     found = [checkpoint.read_json(run.folder / folder.RUN) for run in runs]
     kinds = {str((record["machine"], record["versions"])) for record in found}
-    return found[0]["machine"] | found[0]["versions"] | {"mixed": len(kinds) > 1}
+    jobs = sorted({number for run in runs for number in jobs_of(run.folder)})
+    more = {"mixed": len(kinds) > 1, "jobs": jobs}
+    return found[0]["machine"] | found[0]["versions"] | more

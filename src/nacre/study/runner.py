@@ -32,6 +32,7 @@ from nacre.train import grow as growing
 from nacre.train.observer import Observer
 
 LOG = "log.txt"
+JOBS = "study.json"
 POLL_SECONDS = 2.0
 
 
@@ -65,6 +66,7 @@ def run(study: Study, out: str | Path, *, jobs: int = 1, observer: Observer | No
             while len(active) < jobs and (ready := _next(waiting, active)):
                 waiting.remove(ready)
                 prepare(ready, runs)
+                note_jobs(ready.folder, jobs)
                 active.append(_Job(ready, _start(ready, jobs)))
                 observer.note(f"{_title(ready)}: started")
             _wait(active)
@@ -175,6 +177,23 @@ def _link_shared(run: Run, runs: Sequence[Run], target: Path) -> None:
         for line in folder.read_metrics(best.folder):
             if line["stage"] <= count:
                 folder.append_metrics(target, line)
+        for jobs in jobs_of(best.folder) if count else []:
+            note_jobs(target, jobs)
+
+
+def note_jobs(run: Path, jobs: int) -> None:
+    """Record in a run's folder that runs were made `jobs` side by side with it."""
+    known = jobs_of(run)
+    if jobs not in known:
+        checkpoint.write_json(run / JOBS, {"jobs": sorted([*known, jobs])})
+
+
+def jobs_of(run: Path) -> list[int]:
+    """Return how many runs were made side by side with a run, its shared stages included.
+
+    Several numbers where it was made in several goes, none for a run of an older nacre.
+    """
+    return checkpoint.read_json(run / JOBS)["jobs"] if (run / JOBS).exists() else []
 
 
 def _parts(plan: Plan) -> dict[str, Any]:
@@ -217,14 +236,17 @@ class _Job:
 
     run: Run
     process: subprocess.Popen[bytes]
-    counted: int = field(default=0)
+    counted: int = 0
+    done: dict[int, int] = field(default_factory=dict)  # tokens of each stage
+
+    def __post_init__(self) -> None:
+        self.metrics = folder.NewMetrics(self.run.folder)
 
     def progress(self) -> int:
         """Return the tokens trained since the last call."""
-        done = {}
-        for line in folder.read_metrics(self.run.folder):
-            done[line["stage"]] = line["tokens"]
-        total = min(sum(done.values()), self.run.tokens)
+        for line in self.metrics.read():
+            self.done[line["stage"]] = line["tokens"]
+        total = min(sum(self.done.values()), self.run.tokens)
         new, self.counted = max(0, total - self.counted), max(total, self.counted)
         return new
 

@@ -61,11 +61,13 @@ def new_folder(target: Path) -> Iterator[Path]:
 def writing(target: Path) -> Iterator[None]:
     """Turn what the libraries raise when a disk is full or fails into the error of the system.
 
-    safetensors and torch report it in words of their own; these hold the system's.
+    safetensors, tokenizers and torch report it in words of their own; these hold the system's.
     """
     try:
         yield
-    except (SafetensorError, RuntimeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # of tokenizers: it has none more special
         said = str(error)
         for code in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
             if os.strerror(code) in said or f"os error {code}" in said:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping
@@ -44,7 +45,8 @@ def claim(out: Path, plan: Plan | None, *, resume: bool, overwrite: bool) -> Pla
     if mine and not overwrite:
         fix = "add --resume to continue it, --overwrite to replace it, or name another folder"
         raise ConfigError(Problem("--out", f"{out} already holds a run", fix))
-    if not mine and out.exists() and any(path.name != LOCK for path in out.iterdir()):
+    left = (LOCK, f".{PLAN}.partial")  # by a process that died before it had a plan
+    if not mine and out.exists() and any(path.name not in left for path in out.iterdir()):
         message = f"{out} holds files that are not a run's"
         raise ConfigError(Problem("--out", message, "name a new or empty folder"))
     if mine:
@@ -207,12 +209,40 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
     return lines
 
 
+class NewMetrics:
+    """The lines that a running growth writes to `metrics.jsonl`, each given once.
+
+    It reads on from where it stopped, and from the beginning where a resumed run wrote a new file.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.path, self._file, self._read = out / METRICS, -1, 0
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return the whole lines since the last call."""
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as file:
+            state = os.fstat(file.fileno())
+            if state.st_ino != self._file or state.st_size < self._read:
+                self._file, self._read = state.st_ino, 0
+            file.seek(self._read)
+            written = file.read()
+        whole = written[: written.rfind(b"\n") + 1]
+        self._read += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]
+
+
+def sync_metrics(out: Path) -> None:
+    """Make sure that `metrics.jsonl` has reached the disk: what is saved next counts on it."""
+    with (out / METRICS).open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def rewind_metrics(out: Path, stage: int, step: int) -> None:
     """Drop the lines that came after a saved state, so that a resumed run writes each once.
 
     At step 0 nothing of the stage was saved: it begins anew, its first evaluation included.
     """
     kept = [m for m in read_metrics(out) if (m["stage"], m["step"]) <= (stage, step or -1)]
-    partial = out / f".{METRICS}.partial"
-    partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    partial.replace(out / METRICS)
+    checkpoint.write_text(out / METRICS, "".join(json.dumps(line) + "\n" for line in kept))

@@ -68,6 +68,8 @@ def hooks(
         if run.finished or not (metrics["step"] % run.training.save_every == 0 or asked):
             return
         progress = {"stage": number, "processes": processes.count(), **run.progress.record()}
+        if processes.is_main():
+            folder.sync_metrics(out)
         state.save(out / "state", run.state(), progress)
         if asked:
             raise Interrupted(

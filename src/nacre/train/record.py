@@ -18,7 +18,7 @@ from nacre.errors import DivergedError
 from nacre.growth import budget, ledger, stage
 from nacre.growth.plan import Plan, Stage
 from nacre.models import stock
-from nacre.train import checkpoint, state
+from nacre.train import checkpoint, folder, state
 from nacre.train.card import model_card
 from nacre.train.loop import StageRun, evaluate
 from nacre.train.parts import Parts
@@ -160,6 +160,7 @@ def save_stage(
     record["frozen"] = {n: h for n, h in hashes.items() if frozen.get(n) == h}
     record["weights"] = {n: h for n, h in hashes.items() if n not in record["frozen"]}
     record["fingerprint"] = ledger.fingerprint(hashes)
+    folder.sync_metrics(out)
     embedding = f"{stock.find_parts(model).embedding_name}.weight"
     if embedding in record["trainable"]:
         record["substrate"] = hashes[embedding]

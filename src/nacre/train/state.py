@@ -1,7 +1,7 @@
 """The state of a running stage on disk: what it needs to continue exactly, twice.
 
-`RUN/state` is the newest, `RUN/state.previous` the one before it. Each has the hash of every file
-that it holds: one that is damaged is noticed, and the run goes on from the other. The tensors are
+`RUN/state` is the newest, `RUN/state.previous` the one before it. Each has the hash of all that it
+holds: one that is damaged is noticed, and the run goes on from the other. The tensors are
 safetensors files of torch.distributed.checkpoint: each process writes what it holds, and another
 number of processes reads them.
 """
@@ -9,6 +9,7 @@ number of processes reads them.
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
@@ -48,12 +50,11 @@ class SavedState:
     def read(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Read named tensors, in place; raise `CheckpointError` if one of them is not there."""
         try:
-            with _alone_is_fine():
+            with _plainly():
                 reader = HuggingFaceStorageReader(str(self.folder))
                 load_tensors(dict(tensors), storage_reader=reader)
-        except CheckpointException as failed:
-            error = next(iter(failed.failures.values()))[0]
-            said = " ".join(str(error).split())[:300]
+        except (RuntimeError, ValueError, SafetensorError) as error:
+            said = checkpoint.one_line(error)
             raise CheckpointError(f"{self.folder}: cannot be read: {said}") from None
 
 
@@ -67,7 +68,7 @@ def save(folder: Path, tensors: Mapping[str, torch.Tensor], progress: Mapping[st
     with checkpoint.new_folder(new) if processes.is_main() else nullcontext() as partial:
         there = processes.agree(partial)
         assert there is not None
-        with _alone_is_fine():
+        with _plainly():
             writer = HuggingFaceStorageWriter(str(there), save_distributed=True)
             save_tensors(dict(tensors), storage_writer=writer)
         mine = f"shard-{processes.rank() + 1:05d}-"
@@ -75,26 +76,29 @@ def save(folder: Path, tensors: Mapping[str, torch.Tensor], progress: Mapping[st
         everything = processes.gather(written)
         if partial is not None:
             hashes = {name: value for each in everything for name, value in each.items()}
+            hashes[RECORD] = _hash_of(progress)
             checkpoint.write_json(partial / RECORD, {**progress, "sha256": hashes})
     if processes.is_main():
         _replace(folder, new)
 
 
 @contextmanager
-def _alone_is_fine() -> Iterator[None]:
-    """Keep torch from warning of a run in one process."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        yield
+def _plainly() -> Iterator[None]:
+    """Keep torch from warning of a run in one process; raise what a process met as it was."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            yield
+    except CheckpointException as failed:
+        raise next(iter(failed.failures.values()))[0] from None
 
 
 def _replace(folder: Path, new: Path) -> None:
-    before = _previous(folder)
     if (folder / RECORD).exists():
-        shutil.rmtree(before, ignore_errors=True)
-        folder.rename(before)
+        _remove(_previous(folder))
+        folder.rename(_previous(folder))
     else:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
     new.rename(folder)
     checkpoint.sync_folder(folder.parent)
 
@@ -114,14 +118,26 @@ def load(folder: Path) -> SavedState | None:
             continue
         return SavedState(each, progress, damaged=damage[0] if damage else None)
     if damage:
-        raise CheckpointError(damage[0])
+        which = " and ".join(map(str, found))
+        raise CheckpointError(
+            f"{damage[0]} (restore it, or delete {which} to begin the stage anew)"
+        )
     return None
 
 
 def clear(folder: Path) -> None:
     """Remove the saved states of a stage that has finished."""
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.rmtree(_previous(folder), ignore_errors=True)
+    _remove(_previous(folder))
+    _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder at once: one that lost some of its files would pass for a damaged state."""
+    doomed = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(doomed, ignore_errors=True)
+    if folder.exists():
+        folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _previous(folder: Path) -> Path:
@@ -129,14 +145,27 @@ def _previous(folder: Path) -> Path:
 
 
 def check(folder: Path) -> dict[str, Any]:
-    """Return the progress of one state folder; raise `CheckpointError` if it is damaged."""
-    progress = checkpoint.require(folder / RECORD, (*PROGRESS, "sha256"))
-    for name, expected in progress.pop("sha256").items():
+    """Return the progress of one state folder.
+
+    Raises `CheckpointError` if it is damaged, or if another version of nacre wrote it.
+    """
+    progress = checkpoint.require(folder / RECORD, ("sha256",))
+    hashes: dict[str, str] = progress.pop("sha256")
+    for name, expected in hashes.items():
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: damaged: {name} is missing")
-        if _hash(folder / name) != expected:
+        found = _hash_of(progress) if name == RECORD else _hash(folder / name)
+        if found != expected:
             raise CheckpointError(f"{folder}: damaged: {name} is not what was saved")
+    lacking = [key for key in PROGRESS if key not in progress]
+    if RECORD not in hashes or lacking:
+        without = lacking[0] if lacking else f"the hash of {RECORD}"
+        raise CheckpointError(f"{folder}: another version of nacre wrote it, without {without}")
     return progress
+
+
+def _hash_of(progress: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(progress, sort_keys=True).encode()).hexdigest()
 
 
 def _hash(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Check a run on disk: every tensor against the ledger, lineage, tokens, metrics, saved states."""
+"""Check a run on disk: tensors against the ledger, lineage, tokens, metrics, states, caches."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from nacre.data.shards import TokenStore
 from nacre.errors import CheckpointError, NacreError
 from nacre.growth import ledger
 from nacre.growth import plan as plans
+from nacre.growth.cache import faults
 from nacre.substrate import Substrate
 from nacre.train import checkpoint, folder, state
+from nacre.train.engine import CACHE
 from nacre.train.observer import Observer
 
 
@@ -73,6 +75,9 @@ def _checks(run: Path) -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"lineage of {stage.name}", lambda s=stage, b=below: _lineage(s, b)
     if (run / folder.METRICS).exists():
         yield "metrics", lambda: _metrics(run)
+    for cache in sorted((run / CACHE).glob("*/*")):
+        if cache.is_dir():
+            yield f"cache {cache.relative_to(run / CACHE)}", lambda cache=cache: _cache(cache)
     for name in ("state", "state.previous"):
         if (run / name).exists():
             yield name, lambda name=name: state.check(run / name)
@@ -138,6 +143,13 @@ def _lineage(stage: Path, below: Path | None) -> None:
     moved = [name for name, value in record["frozen"].items() if known.get(name) != value]
     if moved:
         raise CheckpointError(f"{stage}: {len(moved)} frozen tensors differ from those of {below}")
+
+
+def _cache(folder: Path) -> None:
+    """Check the segments that a trunk cache says it has; an unfinished one is not damaged."""
+    if wrong := faults(folder):
+        fix = "resume the run, which makes it again"
+        raise CheckpointError(f"{'; '.join(wrong)} ({fix})")
 
 
 def _metrics(run: Path) -> None:

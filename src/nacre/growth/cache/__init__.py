@@ -11,7 +11,7 @@ not decided here.
 from __future__ import annotations
 
 from nacre.growth.cache.builder import CacheBuilder
-from nacre.growth.cache.manifest import Identity, cache_bytes, drop, read_identity
+from nacre.growth.cache.manifest import Identity, cache_bytes, drop, faults, read_identity
 from nacre.growth.cache.reader import TrunkCache
 from nacre.growth.cache.records import Dtype, record_bytes
 
@@ -22,6 +22,7 @@ __all__ = [
     "TrunkCache",
     "cache_bytes",
     "drop",
+    "faults",
     "read_identity",
     "record_bytes",
 ]

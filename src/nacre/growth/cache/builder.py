@@ -12,6 +12,7 @@ import json
 import os
 import queue
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -68,15 +69,17 @@ class CacheBuilder:
         multiple, and starts anew where not. Only files that are a cache's are ever deleted.
         """
         assert batch_windows > 0, "a batch has windows"
+        started = time.perf_counter()
         self.folder, self.identity, self.damaged = folder, identity, 0
         self.part, self.replaced = part, None
         if part[0]:
             opened = read_manifest(folder)
             self._taken = set(opened.segments)
-            self._manifest = dataclasses.replace(opened, segments={})
+            self._manifest = dataclasses.replace(opened, segments={}, seconds=0.0)
         else:
             self._open(batch_windows, segment_bytes)
             self._taken = set(self._manifest.segments)
+        self._started = started - self._manifest.seconds
         self._items: queue.Queue[Any] = queue.Queue(_PARTS)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -122,7 +125,7 @@ class CacheBuilder:
         for path in self.folder.glob(manifest_name(1).replace("00001", "*")):
             with contextlib.suppress(OSError, Unreadable):
                 other = read_manifest(self.folder, path.name)
-                if dataclasses.replace(other, segments=found.segments) == found:
+                if other.lists_the_same(found):
                     segments |= other.segments
         if segments != found.segments:
             self._write_manifest(dataclasses.replace(found, segments=segments))
@@ -148,6 +151,11 @@ class CacheBuilder:
     def done(self) -> int:
         """The records that are complete on disk."""
         return sum(len(self._manifest.records(number)) for number in self._manifest.segments)
+
+    @property
+    def seconds(self) -> float:
+        """The time that making those took, that of builders before this one included."""
+        return self._manifest.seconds
 
     def missing(self) -> Iterator[range]:
         """Yield the records of each segment of its part still to build, in order, as of now."""
@@ -259,7 +267,9 @@ class CacheBuilder:
                 self._close()
                 partial_path(self._path).replace(self._path)
                 segments = {**self._manifest.segments, self._number: self._digest.hexdigest()}
-                self._write_manifest(dataclasses.replace(self._manifest, segments=segments))
+                seconds = time.perf_counter() - self._started
+                manifest = dataclasses.replace(self._manifest, segments=segments, seconds=seconds)
+                self._write_manifest(manifest)
             case _:
                 self._discard()
 

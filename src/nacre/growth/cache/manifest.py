@@ -49,11 +49,20 @@ def cache_bytes(identity: Identity) -> int:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`segments` maps the number of every complete segment to its SHA-256 (hex)."""
+    """`segments` maps the number of every complete segment to its SHA-256 (hex).
+
+    `seconds` is the time that making them took, over all processes that did.
+    """
 
     identity: Identity
     segment_windows: int
     segments: dict[int, str]
+    seconds: float = 0.0
+
+    def lists_the_same(self, other: Manifest) -> bool:
+        """Tell whether both list segments of the same cache."""
+        cache = (other.identity, other.segment_windows)
+        return (self.identity, self.segment_windows) == cache
 
     @property
     def count(self) -> int:
@@ -117,7 +126,8 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest:
     try:
         identity = Identity(**data["identity"])
         segments = {int(number): sha for number, sha in data["segments"].items()}
-        manifest = Manifest(identity, data["segment_windows"], segments)
+        seconds = float(data.get("seconds", 0.0))
+        manifest = Manifest(identity, data["segment_windows"], segments, seconds)
         sizes = [identity.depth, identity.windows, identity.context, identity.width]
         names = [identity.trunk, identity.corpus, identity.order, *segments.values()]
         sound = (
@@ -140,6 +150,21 @@ def read_identity(folder: Path) -> Identity | None:
         return read_manifest(folder).identity
     except (OSError, Unreadable):
         return None
+
+
+def faults(folder: Path) -> list[str]:
+    """Read the segments that the cache in `folder` lists; return what is wrong with them.
+
+    One without a manifest lists none: its build has not begun, or it is being deleted.
+    """
+    try:
+        manifest = read_manifest(folder)
+    except FileNotFoundError:
+        return []
+    except (OSError, Unreadable) as error:
+        return [f"{folder}: {error}"]
+    found = [manifest.fault(folder, number, verify=True) for number in manifest.segments]
+    return [fault for fault in found if fault]
 
 
 def drop(folder: Path) -> None:
