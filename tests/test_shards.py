@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from nacre import tokenizer as tokenizers_
-from nacre.data import TokenStore, shards, tokenize
+from nacre.data import TokenStore, encoding, shards, tokenize
 from nacre.data.holdout import assign, content_hash
 from nacre.errors import CheckpointError, ConfigError, DataError
 
@@ -142,23 +142,23 @@ def test_a_cut_without_line_ends_and_tiny_documents():
     hashes = np.array([5, 6], np.uint64)
     tokens = np.array([0] * 100 + [2] + [1, 2], np.uint16)
     found = assign(hashes, np.array([101, 2]), tokens, strings, 0.02)
-    assert found.cuts == {0: 98}
-    assert not found.held_out[0]
+    assert found.cuts == {5: 98}
+    assert not found.holds_out(5)
     lonely = assign(hashes[:1], np.array([2]), tokens[-2:], strings, 0.02)
     assert lonely.cuts == {}
-    assert not lonely.held_out.any()
+    assert not lonely.holds_out(5)
     tokens[97] = 3  # a line end near the place
-    assert assign(hashes, np.array([101, 2]), tokens, strings, 0.02).cuts == {0: 98}
+    assert assign(hashes, np.array([101, 2]), tokens, strings, 0.02).cuts == {5: 98}
     tokens[97], tokens[98] = 0, 3
-    assert assign(hashes, np.array([101, 2]), tokens, strings, 0.02).cuts == {0: 99}
+    assert assign(hashes, np.array([101, 2]), tokens, strings, 0.02).cuts == {5: 99}
 
 
 def test_long_documents_give_the_same_tokens_in_pieces(tmp_path, tokenizer, monkeypatch):
     texts = [story(seed, 40) + "\r\n \n x" for seed in range(30)]
     source = [str(write(tmp_path / "in", texts))]
     whole = tokenize(source, tokenizer, tmp_path / "whole")
-    monkeypatch.setattr(shards, "_PART", 50)
-    monkeypatch.setattr(shards, "_BATCH", 333)
+    monkeypatch.setattr(encoding, "_PART", 50)
+    monkeypatch.setattr(encoding, "_BATCH", 333)
     pieces = tokenize(source, tokenizer, tmp_path / "pieces")
     assert whole.fingerprint == pieces.fingerprint
     for split in shards.SPLITS:
@@ -233,7 +233,7 @@ def test_progress_counts_the_bytes(tmp_path, tokenizer):
     texts = [story(seed) + "é" for seed in range(30)]
     seen: list[int] = []
     tokenize([str(write(tmp_path / "in", texts))], tokenizer, tmp_path / "o", progress=seen.append)
-    assert sum(seen) == sum(len(text.encode()) for text in texts)
+    assert sum(seen) == (tmp_path / "in" / "a.jsonl").stat().st_size
 
 
 def test_nothing_is_left_of_a_failure(tmp_path, tokenizer):

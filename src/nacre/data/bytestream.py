@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterator
-from pathlib import Path
-from typing import BinaryIO
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, TypeAlias
 
+from nacre.data.files import File, suffixes
 from nacre.errors import ConfigError, DataError, Problem
 
+Advance: TypeAlias = Callable[[int], object]
+"""Receives how many bytes of the sources were read since its last call."""
+
 _BLOCK = 1 << 20
+_COMPRESSED = 1 << 16  # bytes of zstandard decompressed at a time: they may grow many times over
 
 
 def missing_extra(source: object, package: str) -> ConfigError:
@@ -20,26 +24,26 @@ def missing_extra(source: object, package: str) -> ConfigError:
     )
 
 
-def chunks(path: Path) -> Iterator[bytes]:
-    """Yield the decompressed bytes of a text file in blocks.
+def chunks(file: File, advance: Advance) -> Iterator[bytes]:
+    """Yield the decompressed bytes of a text file in blocks; `advance` gets the bytes of the file.
 
     Raises DataError when it cannot be opened, its compression is damaged, or its first block holds
     a NUL byte and so is no text.
     """
     first = True
-    for block in _decompressed(path):
+    for block in _decompressed(file, advance):
         if first and b"\0" in block[:8192]:
             raise DataError(
-                f"{path}: it looks binary (a NUL at byte {block.index(0)}); text must be UTF-8"
+                f"{file.name}: it looks binary (a NUL at byte {block.index(0)}); text must be UTF-8"
             )
         first = False
         yield block
 
 
-def lines(path: Path) -> Iterator[bytes]:
+def lines(file: File, advance: Advance) -> Iterator[bytes]:
     """Yield the lines of a text file with their line ends; raises as `chunks` does."""
     begun: list[bytes] = []
-    for block in chunks(path):
+    for block in chunks(file, advance):
         *ended, rest = block.split(b"\n")
         for part in ended:
             yield b"".join([*begun, part, b"\n"])
@@ -50,40 +54,48 @@ def lines(path: Path) -> Iterator[bytes]:
         yield last
 
 
-def _decompressed(path: Path) -> Iterator[bytes]:
-    suffix = path.suffix.lower()
+def _decompressed(file: File, advance: Advance) -> Iterator[bytes]:
+    suffix = suffixes(file.name)[-1]
     try:
-        with path.open("rb") as file:
+        with file.open() as opened:
             if suffix == ".gz":
-                yield from _gunzip(file)
+                yield from _gunzip(opened, advance)
             elif suffix == ".zst":
-                yield from _unzstd(file, path)
+                yield from _unzstd(opened, file, advance)
             else:
-                yield from iter(lambda: file.read(_BLOCK), b"")
+                for block in iter(lambda: opened.read(_BLOCK), b""):
+                    advance(len(block))
+                    yield block
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}: the gzip file is cut off or damaged ({error})") from None
+        raise DataError(f"{file.name}: the gzip file is cut off or damaged ({error})") from None
     except PermissionError:
-        raise DataError(f"{path}: permission to read it is denied") from None
+        raise DataError(f"{file.name}: permission to read it is denied") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise DataError(f"{file.name}: cannot be read ({error.strerror or error})") from None
 
 
-def _gunzip(file: BinaryIO) -> Iterator[bytes]:
-    with gzip.GzipFile(fileobj=file) as unzipped:
-        yield from iter(lambda: unzipped.read(_BLOCK), b"")
+def _gunzip(opened: BinaryIO, advance: Advance) -> Iterator[bytes]:
+    done = 0
+    with gzip.GzipFile(fileobj=opened) as unzipped:
+        for block in iter(lambda: unzipped.read(_BLOCK), b""):
+            place = opened.tell()
+            advance(place - done)
+            done = place
+            yield block
+        advance(opened.tell() - done)
 
 
-def _unzstd(file: BinaryIO, path: Path) -> Iterator[bytes]:
+def _unzstd(opened: BinaryIO, file: File, advance: Advance) -> Iterator[bytes]:
     """Decompress frame by frame: the package's own reader takes a cut file for a complete one."""
     try:
         import zstandard
     except ImportError:
-        raise missing_extra(path, "zstandard") from None
+        raise missing_extra(file.name, "zstandard") from None
     frame = zstandard.ZstdDecompressor().decompressobj()
     ended = True
     try:
-        for block in iter(lambda: file.read(_BLOCK), b""):
-            data = block
+        for data in iter(lambda: opened.read(_COMPRESSED), b""):
+            advance(len(data))
             while data:
                 out = frame.decompress(data)
                 data, ended = frame.unused_data, frame.eof
@@ -92,6 +104,6 @@ def _unzstd(file: BinaryIO, path: Path) -> Iterator[bytes]:
                 if out:
                     yield out
     except zstandard.ZstdError as error:
-        raise DataError(f"{path}: the zstandard file is damaged ({error})") from None
+        raise DataError(f"{file.name}: the zstandard file is damaged ({error})") from None
     if not ended:
-        raise DataError(f"{path}: the zstandard file is cut off")
+        raise DataError(f"{file.name}: the zstandard file is cut off")

@@ -14,21 +14,27 @@ import dataclasses
 import hashlib
 import json
 import logging
-import secrets
 import shutil
-import sys
-from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from nacre import tokenizer as tokenizers_
-from nacre.data.corpus import DEFAULT, Document, Errors, Inventory, check, read
-from nacre.data.holdout import Assignment, assign, content_hash
+from nacre.data.corpus import Errors, check
+from nacre.data.encoding import (
+    TOKENS,
+    encode,
+    finish,
+    open_index,
+    temporary,
+    token_type,
+    workplace,
+)
+from nacre.data.holdout import Assignment, assign
 from nacre.errors import CheckpointError, ConfigError, DataError, Problem
 
 if TYPE_CHECKING:
@@ -39,8 +45,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation")
 
 _MANIFEST = "store.json"
 _FORMAT = 1
-_BATCH = 4_000_000  # characters encoded at a time
-_PART = 16_384  # characters of one piece of a long document
+_BLOCK = 1 << 20  # tokens or documents copied at a time
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +108,7 @@ class TokenStore:
     @property
     def dtype(self) -> np.dtype[Any]:
         """The type of the tokens: uint16 up to 65,536 token ids, uint32 above."""
-        return _dtype(self.vocabulary_size)
+        return token_type(self.vocabulary_size)
 
     def tokens(self, split: Split) -> npt.NDArray[Any]:
         """Return the split's tokens, memory-mapped and read-only, one document after the other."""
@@ -125,11 +130,15 @@ def tokenize(
 ) -> TokenStore:
     """Tokenize the sources into `folder`, or open what is there when it was made from the same.
 
-    What is there is read once: if it is damaged, it is made again.
-    The same means: files of the same path, size and time of change (for `hf:` of the hub: the same
-    name), the same tokenizer, holdout and errors. Another store in the folder is replaced. About
-    `holdout` of the text is held out by document; see `nacre.data.holdout`. Special tokens' names
-    in the text stay text. `progress` receives the bytes of text done since its last call.
+    The same means: files of the same path, size and time of change (of a URL: size and what its
+    store calls a version; for `hf:` of the hub: the same name), the same tokenizer, holdout and
+    errors. Another store in the folder is replaced. About `holdout` of the text is held out by
+    document; see `nacre.data.holdout`. Special tokens' names in the text stay text.
+
+    What is there is read once: if it is damaged, it is made again. Work that was cut off is kept
+    beside `folder`, and the same call goes on from there. The memory it takes does not grow with
+    the text. `progress` receives the bytes of the sources read since its last call; together they
+    are about `check(sources).total_bytes`.
 
     Raises as `nacre.data.read` does, and ConfigError for a holdout outside (0, 0.5] or a folder
     that holds something else.
@@ -142,7 +151,7 @@ def tokenize(
     inventory = check(sources)
     key = {
         "format": _FORMAT,
-        "sources": _identity(sources, inventory),
+        "sources": [part.identity for part in inventory.parts],
         "tokenizer": tokenizers_.fingerprint(tokenizer),
         "holdout": holdout,
         "errors": errors,
@@ -151,153 +160,96 @@ def tokenize(
         logger.info("%s: tokenized before, used again", folder)
         return TokenStore.open(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    new = _temporary(folder)
-    new.mkdir()
-    try:
-        _fill(new, read(sources, errors=errors), tokenizer, key, progress)
-        _publish(new, folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+    with workplace(folder, key) as place:
+        encode(inventory, tokenizer, place, key, errors, progress or (lambda _: None))
+        _fill(place, tokenizer, key)
+        finish(place)
+        _publish(place, folder)
     return TokenStore.open(folder)
 
 
-def _fill(
-    new: Path,
-    documents: Iterator[Document],
-    tokenizer: PreTrainedTokenizerBase,
-    key: dict[str, Any],
-    progress: Callable[[int], None] | None,
-) -> None:
-    """Write a whole store into the folder `new`."""
+def _fill(place: Path, tokenizer: PreTrainedTokenizerBase, key: dict[str, Any]) -> None:
+    """Divide the encoded documents in `place` into the splits, and describe them."""
     strings = tokenizers_.token_strings(tokenizer)
     lengths = tokenizers_.byte_lengths(tokenizer)
-    dtype = _dtype(len(strings))
     end = tokenizers_.end_of_document(tokenizer)
-    everything = new / "everything"
-    with everything.open("wb") as file:
-        index = _encode(documents, tokenizer, end, dtype, file, progress)
-    if not len(index.tokens):
+    index = open_index(place)
+    if not len(index):
         raise DataError("there is no text in the sources")
-    tokens = _map(everything, dtype)
-    assignment = assign(index.hashes, index.tokens, tokens, strings, key["holdout"])
+    tokens = _map(place / TOKENS, token_type(len(strings)))
+    assignment = assign(index["hash"], index["tokens"], tokens, strings, key["holdout"])
     counts: dict[Split, Counts] = {}
     for split in SPLITS:
         pieces = _pieces(split, index, assignment)
-        counts[split] = _write_split(new, split, pieces, tokens, index, lengths, end)
-    del tokens
-    everything.unlink()
+        counts[split] = _write_split(place, split, pieces, tokens, lengths, end)
     manifest = {
         "key": key,
         "tokenizer": key["tokenizer"],
         "vocabulary_size": len(strings),
         "end": end,
         "counts": {split: dataclasses.asdict(count) for split, count in counts.items()},
-        "fingerprint": _fingerprint(new, key["tokenizer"]),
+        "fingerprint": _fingerprint(place, key["tokenizer"]),
     }
-    (new / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    (place / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)
-class _Index:
-    """Per document: hash of the text uint64, tokens with the end int64, UTF-8 bytes int64; [N]."""
+class _Stretch:
+    """Tokens `begin` to `stop` of a document, without its end; its `bytes` if it is whole."""
 
-    hashes: npt.NDArray[np.uint64]
-    tokens: npt.NDArray[np.int64]
-    bytes: npt.NDArray[np.int64]
-
-
-def _encode(
-    documents: Iterator[Document],
-    tokenizer: PreTrainedTokenizerBase,
-    end: int,
-    dtype: np.dtype[Any],
-    file: BinaryIO,
-    progress: Callable[[int], None] | None,
-) -> _Index:
-    """Append the documents' tokens to `file`, all threads of the Rust tokenizer at work."""
-    rust = tokenizers_.encoder(tokenizer)
-    hashes, tokens, sizes = array("Q"), array("q"), array("q")
-
-    def described() -> Iterator[Document]:
-        for document in documents:
-            hashes.append(content_hash(document.text))
-            sizes.append(len(document.text.encode()))
-            yield document
-
-    running = 0
-    for batch in _batches(described(), tokenizers_.splits_exactly(tokenizer)):
-        encodings = rust.encode_batch_fast([text for text, _ in batch], add_special_tokens=False)
-        for (_, last), encoding in zip(batch, encodings, strict=True):
-            ids = [*encoding.ids, end] if last else encoding.ids
-            running += len(ids)
-            file.write(np.array(ids, dtype=dtype).tobytes())
-            if last:
-                tokens.append(running)
-                running = 0
-        if progress:
-            progress(sum(len(text.encode()) for text, _ in batch))
-    return _Index(
-        np.frombuffer(hashes, np.uint64) if hashes else np.empty(0, np.uint64),
-        np.frombuffer(tokens, np.int64) if tokens else np.empty(0, np.int64),
-        np.frombuffer(sizes, np.int64) if sizes else np.empty(0, np.int64),
-    )
+    begin: int
+    stop: int
+    bytes: int | None
 
 
-def _batches(documents: Iterator[Document], may_split: bool) -> Iterator[list[tuple[str, bool]]]:
-    """Yield lists of (text, whether it ends a document) of about `_BATCH` characters."""
-    batch: list[tuple[str, bool]] = []
-    room = _BATCH
-    for document in documents:
-        text = document.text
-        parts = tokenizers_.split(text, _PART) if may_split else [text]
-        for number, part in enumerate(parts, start=1):
-            batch.append((part, number == len(parts)))
-            room -= len(part)
-            if room <= 0:
-                yield batch
-                batch, room = [], _BATCH
-    if batch:
-        yield batch
-
-
-def _pieces(split: Split, index: _Index, assignment: Assignment) -> Iterator[tuple[int, int, int]]:
-    """Yield (document, first token, token after the last) of a split, without end tokens."""
-    after = np.cumsum(index.tokens)
-    for document, held_out in enumerate(assignment.held_out.tolist()):
-        stop = int(after[document]) - 1
-        begin = stop + 1 - int(index.tokens[document])
-        cut = assignment.cuts.get(document)
-        if cut is not None:
-            middle = begin + cut
-            yield (document, begin, middle) if split == "train" else (document, middle, stop)
-        elif held_out == (split == "validation"):
-            yield document, begin, stop
+def _pieces(split: Split, index: npt.NDArray[Any], assignment: Assignment) -> Iterator[_Stretch]:
+    """Yield what a split has of each document."""
+    begin = 0
+    for first in range(0, len(index), _BLOCK):
+        for content, length, size in index[first : first + _BLOCK].tolist():
+            stop = begin + length - 1
+            cut = assignment.cuts.get(content)
+            if cut is not None:
+                middle = begin + cut
+                train = split == "train"
+                yield _Stretch(begin if train else middle, middle if train else stop, None)
+            elif assignment.holds_out(content) == (split == "validation"):
+                yield _Stretch(begin, stop, size)
+            begin += length
 
 
 def _write_split(
-    new: Path,
+    place: Path,
     split: Split,
-    pieces: Iterator[tuple[int, int, int]],
+    pieces: Iterator[_Stretch],
     tokens: npt.NDArray[Any],
-    index: _Index,
     lengths: npt.NDArray[np.int32],
     end: int,
 ) -> Counts:
     """Copy a split's documents to its own files, each followed by `end`."""
-    begins = array("q", [0])
-    size = 0
+    place_in_split = documents = size = 0
     ending = np.array([end], dtype=tokens.dtype).tobytes()
-    with (new / f"{split}.tokens").open("wb") as file:
-        for document, begin, stop in pieces:
-            piece = tokens[begin:stop]
-            file.write(piece.tobytes())
+    with (
+        (place / f"{split}.tokens").open("wb") as file,
+        (place / f"{split}.documents").open("wb") as begins,
+    ):
+        begins.write(_offset(0))
+        for piece in pieces:
+            for first in range(piece.begin, piece.stop, _BLOCK):
+                block = tokens[first : min(first + _BLOCK, piece.stop)]
+                file.write(block.tobytes())
+                if piece.bytes is None:
+                    size += int(lengths[block].sum(dtype=np.int64))
             file.write(ending)
-            begins.append(begins[-1] + len(piece) + 1)
-            whole = len(piece) + 1 == index.tokens[document]
-            size += int(index.bytes[document] if whole else lengths[piece].sum(dtype=np.int64))
-    offsets = np.frombuffer(begins, np.int64).astype("<i8")
-    (new / f"{split}.documents").write_bytes(offsets.tobytes())
-    return Counts(documents=len(offsets) - 1, tokens=int(offsets[-1]), bytes=size)
+            place_in_split += piece.stop - piece.begin + 1
+            begins.write(_offset(place_in_split))
+            size += piece.bytes or 0
+            documents += 1
+    return Counts(documents=documents, tokens=place_in_split, bytes=size)
+
+
+def _offset(place: int) -> bytes:
+    return place.to_bytes(8, "little", signed=True)
 
 
 def _fingerprint(folder: Path, tokenizer: str) -> str:
@@ -307,25 +259,6 @@ def _fingerprint(folder: Path, tokenizer: str) -> str:
             with (folder / f"{split}.{kind}").open("rb") as file:
                 total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()
-
-
-def _identity(sources: Sequence[str], inventory: Inventory) -> list[list[Any]]:
-    """Return what says, without reading them, whether the sources are the same as before."""
-    identity: list[list[Any]] = []
-    for source in sources:
-        if source == DEFAULT:
-            identity.append([DEFAULT, sys.version])
-        elif source.startswith("hf:"):
-            folder = Path(source.split(":")[1]).expanduser()
-            inside = sorted(folder.rglob("*")) if folder.is_dir() else []
-            identity.append([source, [_stamp(path) for path in inside if path.is_file()]])
-    identity += [_stamp(path) for path in inventory.files]
-    return identity
-
-
-def _stamp(path: Path) -> list[Any]:
-    state = path.stat()
-    return [str(path.resolve()), state.st_size, state.st_mtime_ns]
 
 
 def _reusable(folder: Path, key: dict[str, Any]) -> bool:
@@ -351,15 +284,10 @@ def _reusable(folder: Path, key: dict[str, Any]) -> bool:
 def _publish(new: Path, folder: Path) -> None:
     """Put the finished folder `new` in the place of `folder`."""
     if folder.exists():
-        aside = _temporary(folder)
+        aside = temporary(folder)
         folder.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
     new.rename(folder)
-
-
-def _temporary(folder: Path) -> Path:
-    """Return a name beside `folder` that nothing else has."""
-    return folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -382,10 +310,6 @@ def _check_size(path: Path, expected: int) -> None:
     if found != expected:
         what = f"has {found:,} bytes instead of {expected:,}" if found >= 0 else "is missing"
         raise CheckpointError(f"{path} {what}; delete the folder to tokenize again")
-
-
-def _dtype(vocabulary_size: int) -> np.dtype[Any]:
-    return np.dtype("<u2" if vocabulary_size <= 65_536 else "<u4")
 
 
 def _map(path: Path, dtype: np.dtype[Any]) -> npt.NDArray[Any]:

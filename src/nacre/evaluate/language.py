@@ -53,11 +53,16 @@ def read_documents(folder: str | Path) -> list[EvalDocument]:
         what = "is no folder" if root.exists() else "there is no such folder"
         fix = "name one that holds a folder, or a file, of text for each domain"
         raise DataError(f"{folder}: {what}; {fix}")
-    files = [(_domain(path.relative_to(root)), path) for path in corpus.check([str(root)]).files]
+    files = [
+        (_domain(Path(file.name).relative_to(root)), file)
+        for file in corpus.check([str(root)]).files
+    ]
     return [
         EvalDocument(document.text, domain, document.source)
-        for domain, path in sorted(files, key=lambda file: (file[0], file[1].as_posix()))
-        for document in corpus.read_file(path)
+        for domain, file in sorted(
+            files, key=lambda found: (found[0], Path(found[1].name).as_posix())
+        )
+        for document in corpus.read_file(file)
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -59,7 +60,7 @@ def _keep_inputs(out: Path, plan: Plan) -> None:
     read = [plan.start_from, plan.tokenizer.path, plan.substrate.path, plan.substrate.font]
     read += [s for sources in (plan.data, *plan.stages) for s in sources.sources or ()]
     for path in filter(None, read):
-        if Path(str(path).removeprefix("hf:")).resolve().is_relative_to(out.resolve()):
+        if Path(re.sub("^(hf:|file://)", "", str(path))).resolve().is_relative_to(out.resolve()):
             message = f"--overwrite would delete {path}, which this plan reads"
             raise ConfigError(Problem("--out", message, "name another folder"))
 
