@@ -14,7 +14,7 @@ Advance: TypeAlias = Callable[[int], object]
 """Receives how many bytes of the sources were read since its last call."""
 
 _BLOCK = 1 << 20
-_COMPRESSED = 1 << 16  # bytes of zstandard decompressed at a time: they may grow many times over
+_SLICES = 64, 4096  # bytes of zstandard decompressed at a time: they may grow thousands of times
 
 
 def missing_extra(source: object, package: str) -> ConfigError:
@@ -92,17 +92,22 @@ def _unzstd(opened: BinaryIO, file: File, advance: Advance) -> Iterator[bytes]:
     except ImportError:
         raise missing_extra(file.name, "zstandard") from None
     frame = zstandard.ZstdDecompressor().decompressobj()
-    ended = True
+    ended, size = True, _SLICES[0]
     try:
-        for data in iter(lambda: opened.read(_COMPRESSED), b""):
-            advance(len(data))
-            while data:
-                out = frame.decompress(data)
-                data, ended = frame.unused_data, frame.eof
-                if ended:
-                    frame = zstandard.ZstdDecompressor().decompressobj()
-                if out:
-                    yield out
+        for block in iter(lambda: opened.read(_BLOCK), b""):
+            begin = 0
+            while begin < len(block):
+                data = block[begin : begin + size]
+                begin += size
+                while data:
+                    out = frame.decompress(data)
+                    data, ended = frame.unused_data, frame.eof
+                    if ended:
+                        frame = zstandard.ZstdDecompressor().decompressobj()
+                    if out:
+                        size = min(max(size * _BLOCK // len(out), _SLICES[0]), _SLICES[1])
+                        yield out
+            advance(len(block))
     except zstandard.ZstdError as error:
         raise DataError(f"{file.name}: the zstandard file is damaged ({error})") from None
     if not ended:

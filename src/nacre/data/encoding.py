@@ -295,7 +295,8 @@ class _Writer:
     def __init__(
         self, place: Path, key: dict[str, Any], begun: Progress, dtype: np.dtype[Any], end: int
     ) -> None:
-        self.place, self.key, self.done = place, key, begun
+        self.place, self.key = place, key
+        self.done = self.saved = begun
         self.token_bytes = dtype.itemsize
         self.end = np.array([end], dtype).tobytes()
         self.tokens = _from(place / TOKENS, begun.all_tokens * dtype.itemsize)
@@ -308,7 +309,7 @@ class _Writer:
 
     def __exit__(self, kind: object, *_: object) -> None:
         try:
-            if self._is_due() or (self.place / _PROGRESS).exists():
+            if self.done != self.saved and (self._is_due() or (self.place / _PROGRESS).exists()):
                 with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
                     self._save()
         finally:
@@ -353,7 +354,7 @@ class _Writer:
         new = self.place / f"{_PROGRESS}.new"
         new.write_text(json.dumps(content), encoding="utf-8")
         new.replace(self.place / _PROGRESS)
-        self.saved_at = time.monotonic()
+        self.saved, self.saved_at = self.done, time.monotonic()
 
 
 def _from(path: Path, size: int) -> BinaryIO:

@@ -130,9 +130,10 @@ def _listed(system: AbstractFileSystem, path: str, url: str) -> tuple[dict[str, 
         if info["type"] != "directory":
             return {path: info}, ""
         root = path.rstrip("/") + "/"
+        listed: Any = system.find(path, detail=True)
         found = {
             name: info
-            for name, info in system.find(path, detail=True).items()
+            for name, info in listed.items()
             if not _hidden(name.removeprefix(root).split("/"))
         }
         what = "the folder"
@@ -179,15 +180,17 @@ def _told(url: str) -> Iterator[None]:
         yield
     except (DataError, ConfigError, ImportError):
         raise
-    except FileNotFoundError as error:
-        reason = f" ({first_line(error.__cause__)})" if error.__cause__ else ""
-        raise DataError(f"{url}: there is no such file, folder or bucket{reason}") from error
-    except PermissionError as error:
-        raise DataError(
-            f"{url}: permission to read it is denied ({first_line(error)}); check the credentials"
-        ) from error
     except Exception as error:  # every store has errors of its own
-        raise DataError(f"{url}: cannot be read ({first_line(error)})") from error
+        if isinstance(error, FileNotFoundError) and error.__cause__ is None:
+            raise DataError(f"{url}: there is no such file or folder") from error
+        if isinstance(error, PermissionError):
+            raise DataError(
+                f"{url}: permission is denied ({first_line(error)}); check the credentials"
+            ) from error
+        raise DataError(
+            f"{url}: cannot be read ({first_line(error.__cause__ or error)}); check the address, "
+            "the network and the credentials"
+        ) from error
 
 
 class _Remote(io.RawIOBase):
@@ -197,6 +200,7 @@ class _Remote(io.RawIOBase):
         self.file, self.system = file, system
         self.position = 0
         self.inner: Any = None
+        self.broken = False
 
     def readable(self) -> bool:
         return True
@@ -223,6 +227,7 @@ class _Remote(io.RawIOBase):
                 break
             except Exception as error:  # every store has errors of its own
                 self._drop()
+                self.broken = True
                 if pause is None or _lasts(error):
                     with _told(self.file.name):
                         raise
@@ -242,8 +247,8 @@ class _Remote(io.RawIOBase):
         return data
 
     def _open(self) -> Any:
-        """Open at the position; what was begun must still be the same file."""
-        if self.position:
+        """Open at the position; after a break it must still be the same file."""
+        if self.broken:
             self.system.invalidate_cache()
             name = self.file.name
             if _remote(self.system, name, self.system.info(name)).identity != self.file.identity:
