@@ -35,7 +35,7 @@ Settings = Annotated[
 ]
 Sources = Annotated[
     list[str] | None,
-    typer.Option("--data", help="File, folder, glob, hf:NAME or `default`; repeatable."),
+    typer.Option("--data", help="File, folder, glob, URL, hf:NAME or `default`; repeatable."),
 ]
 ErrorPolicy = Annotated[
     str, typer.Option("--errors", help="Text that is not UTF-8: `strict` refuses, `replace`.")

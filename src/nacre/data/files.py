@@ -123,6 +123,7 @@ def _listed(system: AbstractFileSystem, path: str, url: str) -> tuple[dict[str, 
     """Return the files at a URL with what the store says of each, sorted, and what named them."""
     system.invalidate_cache()
     signs = "*[" if url.startswith("http") else "*[?"  # a ? begins the query of a web address
+    found: Any
     if any(sign in path for sign in signs):
         found, what = system.glob(path, detail=True), "the pattern"
     else:
