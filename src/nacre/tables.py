@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -10,8 +10,15 @@ from rich.table import Table
 from rich.text import Text
 
 from nacre.growth.budget import StageCost
+from nacre.growth.estimates import (
+    LAYOUTS,
+    CacheEstimate,
+    Estimate,
+    RunEstimate,
+    StageEstimate,
+)
 from nacre.report import stage_table
-from nacre.report.tables import count, short_name, size
+from nacre.report.tables import count, duration, short_name, size
 
 
 def stages(records: Sequence[Mapping[str, Any]]) -> Table:
@@ -43,6 +50,84 @@ def costs(predicted: Sequence[StageCost]) -> Table:
         for cost in predicted
     ]
     return _numbers(heads, rows)
+
+
+def estimate(found: Estimate) -> Iterator[Table | str]:
+    """Yield what is estimated of a plan on devices: a table a layout, caches, assumptions."""
+    several = found.cluster.count > 1
+    for layout, grown in found.growth.items():
+        whole = found.end_to_end[layout]
+        title = found.cluster.title + (f", {LAYOUTS[layout]}" if several else "")
+        yield _runs(title, grown, whole, several)
+        yield _compared(grown, whole)
+    if found.caches:
+        yield _caches(found.caches)
+    yield from found.assumptions()
+
+
+def _runs(title: str, grown: RunEstimate, whole: RunEstimate, several: bool) -> Table:
+    """Return the table of a layout: the stages, all of them, and end-to-end training.
+
+    What is sent is shown of `several` devices; of a run, that of the step that sends most.
+    """
+    heads = ["stage", "time", "least to most", "memory\n/device", "trunk"]
+    if several:
+        heads += ["sent\n/step", "link\n/step", "share\nof step", "not over-\nlapped"]
+
+    def row(name: str, run: StageEstimate | RunEstimate, step: StageEstimate) -> list[str]:
+        least, most = duration(run.seconds_low), duration(run.seconds_high)
+        memory = size(run.memory_bytes) + ("" if run.fits else "\ntoo much")
+        cells = [name, duration(run.seconds), f"{least} to {most}" if least != most else "", memory]
+        cells.append(run.trunk if isinstance(run, StageEstimate) else "")
+        if several:
+            cells += [size(step.sent_bytes), duration(step.link_seconds)]
+            cells += [f"{step.share:.0%}", f"{step.share_not_overlapped:.0%}"]
+        return cells
+
+    rows = [row(f"{stage.stage}", stage, stage) for stage in grown.stages]
+    for name, run in (("all", grown), ("end to end", whole)):
+        rows.append(row(name, run, max(run.stages, key=lambda stage: stage.sent_bytes)))
+    table = _numbers(heads, rows)
+    table.title, table.title_justify = title, "left"
+    return table
+
+
+def _compared(grown: RunEstimate, whole: RunEstimate) -> str:
+    """Say what growth takes of what end-to-end training takes."""
+    parts = [
+        f"{grown.seconds / whole.seconds:.2f}x the time",
+        f"{grown.memory_bytes / whole.memory_bytes:.2f}x the memory",
+    ]
+    if whole.sent_bytes:
+        parts.append(f"{grown.sent_bytes / whole.sent_bytes:.2f}x the traffic")
+    return f"Growth takes {', '.join(parts)} of end-to-end training on as many tokens."
+
+
+def _caches(found: Sequence[CacheEstimate]) -> Table:
+    """Return the table of caches: what they take, and the trunk's time with and without one."""
+    heads = (
+        "stage", "trunk", "made\nthrough", "cache\n/token", "disk", "read/s\n/device",
+        "even at\nblocks", "even at\nreadings", "run", "cached", "less",
+    )  # fmt: skip
+    rows = [
+        (
+            f"{cache.stage}",
+            f"{cache.trunk_depth}",
+            f"{cache.made_through}",
+            f"{cache.bytes_per_token:,} B",
+            size(cache.disk_bytes),
+            size(cache.keep_up),
+            f"{cache.blocks_even:.1f}",
+            "never" if cache.passes_even is None else f"{cache.passes_even:.1f}",
+            duration(cache.recompute_seconds),
+            duration(cache.cache_seconds),
+            cache.cheaper,
+        )
+        for cache in found
+    ]
+    table = _numbers(heads, rows)
+    table.title, table.title_justify = "The trunk, run or read from a cache", "left"
+    return table
 
 
 def side_by_side(prompt: str, texts: Sequence[tuple[Mapping[str, Any], str]]) -> Table:

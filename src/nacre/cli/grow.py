@@ -1,4 +1,4 @@
-"""Grow a model, and what belongs to a run: its cost before, its check after."""
+"""Grow a model, and check what a run holds."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from nacre.cli.console import (
     Json,
-    PlanArgument,
     Settings,
     Sources,
     app,
@@ -135,38 +133,6 @@ def default_trackers() -> tuple[str, ...]:
     from importlib.util import find_spec
 
     return ("tensorboard",) if find_spec("tensorboard") else ()
-
-
-@app.command()
-def plan(plan: PlanArgument = "small", settings: Settings = None, as_json: Json = False) -> None:
-    """Say what a plan will cost before it runs, per stage."""
-    from dataclasses import asdict
-
-    from nacre import tables
-    from nacre.growth import budget
-    from nacre.growth import plan as plans
-    from nacre.train import checkpoint
-
-    chosen = plans.load(plan, settings or [])
-    for warning in plans.warnings(chosen):
-        screen.print(f"[yellow]warning:[/] {warning}", highlight=False)
-    base = (
-        checkpoint.load_config(checkpoint.newest(chosen.start_from)) if chosen.start_from else None
-    )
-    costs = budget.estimate(chosen, base=base)
-    if as_json:
-        stages = [asdict(cost) | {"flops": cost.flops} for cost in costs]
-        emit({"name": chosen.name, "fingerprint": chosen.fingerprint(), "stages": stages})
-        return
-    out = Console()
-    out.print(tables.costs(costs))
-    total = sum(cost.flops for cost in costs)
-    disk = tables.size(budget.disk_needed(costs))
-    out.print(f"{total:.2e} FLOPs in all, about {disk} of disk at most.", highlight=False)
-    out.print(f"One block has {costs[0].block_parameters:,} parameters.", highlight=False)
-    if chosen.model.family == "gpt_neox":
-        note = "The papers also count one LM-head bias a token; the stock class has none."
-        out.print(note, highlight=False)
 
 
 @app.command()

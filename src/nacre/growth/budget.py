@@ -30,7 +30,11 @@ PROCESS_BYTES = 400_000_000
 
 @dataclass(frozen=True)
 class StageCost:
-    """The predicted cost of one stage. Bytes are estimates, counts are exact."""
+    """The predicted cost of one stage. Bytes are estimates, counts are exact.
+
+    The trunk is `trunk_depth` blocks, of which `trunk_run` run for a token (fewer over a cache
+    below); `frozen_bytes` of it and the input table are in memory.
+    """
 
     stage: int
     depth: int
@@ -40,6 +44,10 @@ class StageCost:
     total_parameters: int
     tokens: int
     flops_per_token: float
+    trunk_depth: int
+    trunk_run: int
+    trunk_flops_per_token: float
+    frozen_bytes: int
     memory_bytes: int
     disk_bytes: int
     cache_bytes: int
@@ -129,12 +137,15 @@ def _stage_cost(
     still = trunk_weights + stored  # a trunk that is run; whole stages keep it in fp32
     still_size = BF16 if training.precision == "bf16" and trunk and not lora else FP32
     floats = total - trunk_weights + active * (1 + ADAM_STATES)
+    frozen = 0 if cached else still * still_size
     floats += micro * kept + min(micro, LOGIT_TOKENS) * LOGIT_COPIES * vocabulary
 
     attention = 4 * plan.model.context * width
     flops = 3 * (2 * (trained + counts.head) + (depth - trunk) * attention)
     flops += 2 * (2 * passed * block)  # backward for their inputs, not for their weights
-    flops += (2 * trunk_weights / max(trunk, 1) + attention) * _trunk_blocks_run(plan, index, trunk)
+    run = _trunk_blocks_run(plan, index, trunk)
+    trunk_flops = (2 * trunk_weights / max(trunk, 1) + attention) * run
+    flops += trunk_flops
     if lora:
         # Backward: the trunk's activations (in attention twice the forward), and adapters, but not
         # the trunk's weights.
@@ -152,7 +163,11 @@ def _stage_cost(
         total_parameters=total + substrate,
         tokens=stage.tokens,
         flops_per_token=float(flops),
-        memory_bytes=floats * FP32 + (0 if cached else still * still_size) + PROCESS_BYTES,
+        trunk_depth=trunk,
+        trunk_run=run,
+        trunk_flops_per_token=float(trunk_flops),
+        frozen_bytes=frozen,
+        memory_bytes=floats * FP32 + frozen + PROCESS_BYTES,
         disk_bytes=written * FP32,
         cache_bytes=_cache_bytes(plan, index, width) if cached else 0,
     )
