@@ -75,16 +75,10 @@ def grow(
 
     quiet_transformers()
     chosen: plans.Plan | None = None
-    options = {
-        "data.sources": data, "from": start_from, "tokenizer.path": tokenizer,
-        "substrate.font": str(font) if font else None, "data.errors": errors,
-    }  # fmt: skip
-    given = [
-        f"{key}={json.dumps(value, ensure_ascii=False)}"
-        for key, value in options.items()
-        if value is not None
-    ]
-    given += settings or []
+    given = plan_settings(
+        data=data, start_from=start_from, tokenizer=tokenizer, font=font, errors=errors,
+        settings=settings,
+    )  # fmt: skip
     if plan is not None or given or not resume:
         chosen = plans.load(plan or "small", given)
         for warning in plans.warnings(chosen):
@@ -126,6 +120,20 @@ def grow(
         screen.print(
             f'try:    nacre generate {out} "Once" --depths', highlight=False, soft_wrap=True
         )
+
+
+def plan_settings(**options: Any) -> list[str]:
+    """Return options of `grow`, by name, as settings of its plan."""
+    fields = {
+        "data": "data.sources", "start_from": "from", "tokenizer": "tokenizer.path",
+        "font": "substrate.font", "errors": "data.errors",
+    }  # fmt: skip
+    given = [
+        f"{field}={json.dumps(options[name], ensure_ascii=False, default=str)}"
+        for name, field in fields.items()
+        if options[name] is not None
+    ]
+    return [*given, *(options["settings"] or ())]
 
 
 def default_trackers() -> tuple[str, ...]:

@@ -1,0 +1,130 @@
+"""Ray: a connection to a cluster, and the task that looks after one job on some machine of it.
+
+Ray finds a machine that has what a job takes, starts the task there, and starts it again elsewhere
+when the machine or the job has died. The job itself is a process of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import nacre
+from nacre.errors import ConfigError, Problem
+from nacre.fleet.design import Entry
+from nacre.fleet.records import JOB, LOG, add_attempt, last_line
+
+POLL_SECONDS = 0.5
+USERS_MISTAKE = 2  # the exit code after which the same command would end in the same way
+
+
+class Died(Exception):
+    """A job ended in a way that is worth another attempt."""
+
+
+@contextlib.contextmanager
+def connected(address: str | None, said: Path) -> Iterator[Any]:
+    """Give the module `ray`, connected to a cluster, or to one of this machine alone on loopback.
+
+    What Ray has to say goes to the file `said`. Raises `ConfigError` without Ray or a cluster.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address is None:  # by this Ray takes 127.0.0.1 for its own address, on Linux too
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    try:
+        import ray
+    except ImportError:
+        problem = Problem("fleet", "needs the package ray", "pip install 'nacre[fleet]'")
+        raise ConfigError(problem) from None
+    local = {"address": "local", "include_dashboard": False, "object_store_memory": 100 * 2**20}
+    before = signal.getsignal(signal.SIGTERM)
+    with said.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        try:
+            ray.init(
+                **(local if address is None else {"address": address}),
+                log_to_driver=False, logging_level="error",
+            )  # fmt: skip
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            message = f"no cluster answers at {address}: {' '.join(str(error).split())[:200]}"
+            raise ConfigError(Problem("--address", message, "ray status tells it")) from None
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+            signal.signal(signal.SIGTERM, before)
+
+
+def machines(ray: Any) -> list[dict[str, float]]:
+    """Return what each machine of the cluster has in all: CPU, GPU, memory in bytes."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def asked(takes: Entry) -> dict[str, float]:
+    """Return what a job takes of a machine, by Ray's names."""
+    found = {"CPU": float(takes.cpus), "GPU": takes.gpus, "memory": float(takes.memory or 0)}
+    return {name: amount for name, amount in found.items() if amount}
+
+
+def submit(ray: Any, place: Path, name: str, takes: Entry) -> Any:
+    """Hand a job to Ray; return the reference of what `attempt` will return."""
+    task = ray.remote(attempt).options(
+        name=name, num_cpus=takes.cpus, num_gpus=takes.gpus, memory=takes.memory,
+        max_retries=takes.retries, retry_exceptions=[Died],
+    )  # fmt: skip
+    return task.remote(str(place), str(Path.cwd()), _environment(takes))
+
+
+def _environment(takes: Entry) -> dict[str, str]:
+    """Return the variables of a job: as many threads as cores; no GPU unless it asked for one."""
+    threads = {"OMP_NUM_THREADS": str(takes.cpus), "OMP_WAIT_POLICY": "PASSIVE"}
+    return threads if takes.gpus else threads | {"CUDA_VISIBLE_DEVICES": ""}
+
+
+def attempt(place: str, where: str, variables: Mapping[str, str]) -> str | None:
+    """Run a job's process on this machine to its end; return why it failed, None if it is done.
+
+    Raises `Died` where another attempt may succeed. Ray's cancellation arrives as
+    KeyboardInterrupt: the process then saves its state, and this waits for it.
+    """
+    folder = Path(place)
+    here = socket.gethostname()
+    if not (folder / JOB).is_file() or not Path(where).is_dir():
+        missing = folder if Path(where).is_dir() else where
+        return f"{here} sees no {missing}: the machines of a fleet must share their files"
+    version = json.loads((folder / JOB).read_text(encoding="utf-8"))["nacre"]
+    if version != nacre.__version__:
+        return f"{here} has nacre {nacre.__version__}, the fleet was started by {version}"
+    add_attempt(folder)
+    with (folder / LOG).open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "nacre.fleet", place],
+            cwd=where, env=os.environ | dict(variables),
+            stdin=subprocess.PIPE, stdout=log, stderr=log,
+        )  # fmt: skip
+    try:
+        while process.poll() is None:
+            time.sleep(POLL_SECONDS)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+    if process.returncode == 0:
+        return None
+    said = last_line(folder)
+    if process.returncode == USERS_MISTAKE:
+        return said
+    raise Died(f"{_ending(process.returncode)}: {said}")
+
+
+def _ending(code: int) -> str:
+    """Say how a process ended."""
+    return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
