@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -81,17 +82,18 @@ def read_command(words: Sequence[str]) -> Call:
     from nacre.fleet.jobs import Call
 
     command, names, rest = get_command(app), list[str](), list(words)
-    context = command.make_context("nacre", [], resilient_parsing=True)
     try:
-        while hasattr(command, "resolve_command"):
-            name, command, rest = command.resolve_command(context, rest)  # pyright: ignore
-            names.append(str(name))
-            context = command.make_context(name, rest, parent=context)
-    except _USAGE_ERROR as error:
-        message = " ".join(str(error.format_message()).split())  # pyright: ignore
-        raise ConfigError(Problem("run", message, f"nacre {' '.join(names)} --help")) from None
-    except typer.Exit:
-        raise ConfigError(Problem("run", "asks for help", "name a command to run")) from None
+        with redirect_stdout(StringIO()):  # a help page that was asked for
+            context = command.make_context("nacre", list(words))
+            while hasattr(command, "resolve_command"):
+                name, command, rest = command.resolve_command(context, rest)  # pyright: ignore
+                names.append(str(name))
+                context = command.make_context(name, rest, parent=context)
+    except (_USAGE_ERROR, typer.Exit) as error:
+        said = error.format_message() if isinstance(error, _USAGE_ERROR) else ""  # pyright: ignore
+        message = " ".join(said.split()).removesuffix(".") or "asks for help"
+        fix = f"{' '.join(['nacre', *names])} --help says what there is"
+        raise ConfigError(Problem("run", message, fix)) from None
     options = {key: None if value in ([], ()) else value for key, value in context.params.items()}
     name = " ".join(names)
     settings = options.get("settings") or []

@@ -36,7 +36,7 @@ def _words(value: object) -> object:
 
 def _value(value: object) -> object:
     if isinstance(value, bool):
-        raise ValueError("YAML reads no, yes, on and off as true or false: put it in quotes")
+        raise ValueError("no, yes, on and off are true or false in YAML: put it in quotes")
     return _number_as_text(value)
 
 
@@ -124,7 +124,7 @@ def problems(fleet: Fleet) -> list[Problem]:
 
 def _entry_problems(name: str, entry: Entry) -> list[Problem]:
     field, found = f"jobs.{name}", list[Problem]()
-    keys = [*entry.each, NEEDS]
+    keys, rests_on = [*entry.each, NEEDS], (f"{field}.run", f"{field}.each", f"{field}.{NEEDS}")
     if NEEDS in entry.each:
         message = "is what stands for the outputs of the needed jobs"
         found.append(Problem(f"{field}.each.{NEEDS}", message, "name the key differently"))
@@ -133,22 +133,22 @@ def _entry_problems(name: str, entry: Entry) -> list[Problem]:
         if twice:
             message = f"{', '.join(twice)} stands there more than once"
             found.append(Problem(f"{field}.each.{key}", message, "name each once"))
-        if not any(f"{{{key}}}" in word for word in entry.run):
+        if not any(f"{{{key}}}" in word for word in (*entry.run, *entry.needs)):
             fix = f"write {{{key}}} where it belongs, or leave {key} out"
-            found.append(Problem(f"{field}.each.{key}", "run does not use it", fix))
+            found.append(Problem(f"{field}.each.{key}", "nothing uses it", fix, rests_on))
     for part, allowed in (("run", keys), (NEEDS, list(entry.each))):
         for word in getattr(entry, part):
             for place in _PLACE.findall(word):
                 if place not in allowed:
                     fix = nearest(place, allowed) or f"there are: {', '.join(allowed) or 'none'}"
                     message = f"nothing is called {{{place}}} here"
-                    found.append(Problem(f"{field}.{part}", message, fix))
+                    found.append(Problem(f"{field}.{part}", message, fix, rests_on))
     if any(f"{{{NEEDS}}}" in word and word != f"{{{NEEDS}}}" for word in entry.run):
         message = f"{{{NEEDS}}} is a part of an argument"
         found.append(Problem(f"{field}.run", message, "it stands for several: write it alone"))
     if f"{{{NEEDS}}}" in entry.run and not entry.needs:
         message = f"{{{NEEDS}}}, but nothing is needed"
-        found.append(Problem(f"{field}.run", message, "name the jobs with needs"))
+        found.append(Problem(f"{field}.run", message, "name the jobs with needs", rests_on))
     if entry.gpus > 1 and entry.gpus != int(entry.gpus):
         message = f"{entry.gpus:g} is neither whole nor a part of one"
         found.append(Problem(f"{field}.gpus", message, "e.g. 0.5, 1 or 2"))
