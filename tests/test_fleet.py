@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from conftest import Command
 
+import nacre
 from nacre.cli.fleet import read_command
 from nacre.errors import ConfigError
 from nacre.fleet import cluster, design, jobs, records, runner
@@ -23,6 +25,7 @@ from nacre.fleet.jobs import Job
 from nacre.fleet.runner import FleetError, Outcome
 from nacre.train import checkpoint, folder
 from nacre.train.interruption import Interrupted
+from nacre.train.observer import Observer
 
 GROW = "grow tiny --track none --set training.precision=fp32"
 EXPERT = {"run": f"{GROW} --out runs/{{lang}}", "each": {"lang": ["en", "ru"]}}
@@ -148,9 +151,10 @@ def test_a_study_is_a_job_for_each_run_and_one_for_its_page(tmp_path: Path) -> N
         ({"run": "eval {needs}"}, "jobs.a.run: {needs}, but nothing is needed (name the jobs with"),
         (
             {"run": "eval x/{needs}", "needs": "b"},
-            "jobs.a.run: {needs} is a part of an argument (it stands for several: write it alone)",
+            "jobs.a.run: {needs} is a part of an argument (it stands for several: write it "
+            "alone)",
         ),
-        ({"run": "eval x", "needs": "aa"}, "jobs.a.needs: there is no job 'aa' (did you mean 'a'?)"),
+        ({"run": "eval x", "needs": "aa"}, "jobs.a.needs: there is no job 'aa' (did you mean 'a'"),
         ({"run": "eval x", "needs": "zz"}, "jobs.a.needs: there is no job 'zz' (jobs: a)"),
         (
             {"run": "eval x", "needs": "a"},
@@ -177,6 +181,20 @@ def test_a_file_is_named_with_its_problems(tmp_path: Path, command: Command) -> 
     code, _, err = command("fleet", "f.yaml")
     assert code == 2
     assert err.startswith("error: f.yaml: jobs: dictionary should have at least 1 item")
+
+
+def test_recipes_are_found_by_name(command: Command) -> None:
+    code, out, _ = command("fleet", "experts", "--list", "--json")
+    assert code == 0
+    about = json.loads(out)
+    assert [job["job"] for job in about] == ["tokenizer", "expert-0", "expert-1", "both", "score"]
+    assert about[1]["command"].startswith("nacre grow tiny --tokenizer runs/experts/tokenizer")
+    assert about[3]["needs"] == ["expert-0", "expert-1"]
+    assert not any(job["done"] for job in about)
+    code, _, err = command("fleet", "expert")
+    assert (code, err) == (
+        2, "error: fleet: no file or recipe named 'expert' (did you mean 'experts'?)\n"
+    )  # fmt: skip
 
 
 # --- what commands may be jobs ---
@@ -270,11 +288,12 @@ def test_what_stands_in_the_way_is_said_before_anything_starts(tmp_path: Path) -
     assert str(error.value).splitlines() == [
         "4 problems",
         "  - jobs.a.--out: x holds files that are not a run's (name a new or empty folder)",
-        "  - jobs.c.run: --out: f/jobs/c is where the fleet keeps its records (name another folder)",
+        "  - jobs.c.run: --out: f/jobs/c is where the fleet keeps its records (name another "
+        "folder)",
         "  - jobs.d.tokenizer: there is no folder 'none' (give a folder that holds tokenizer.json, "
         "or hf:NAME for one from the hub)",
-        "  - jobs.e.run: --out: x is not empty, and this job did not make it (name a new folder, or "
-        "remove it)",
+        "  - jobs.e.run: --out: x is not empty, and this job did not make it (name a new folder, "
+        "or remove it)",
     ]
 
 
@@ -314,6 +333,167 @@ def test_without_ray_one_message_says_what_to_install(
     assert str(error.value) == "fleet: needs the package ray (pip install 'nacre[fleet]')"
 
 
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        (
+            "ray://head:10001",
+            "--address: 'ray://head:10001' is not HOST:PORT (auto finds the cluster of this "
+            "machine; without --address a new one is started)",
+        ),
+        ("127.0.0.1:1", "--address: no cluster at 127.0.0.1:1: [Errno 111] Connection refused ("),
+        ("127.0.0.1:99999", "--address: no cluster at 127.0.0.1:99999: "),
+    ],
+)
+def test_an_address_without_a_cluster(address: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        runner.run(read(a=f"{GROW} --out x"), tmp_path / "f", address=address)
+    assert message in str(error.value)
+
+
+class Listener(Observer):
+    """Keeps warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def test_what_no_machine_has_is_refused_here_and_waited_for_on_a_cluster() -> None:
+    found = read(a={"run": f"{GROW} --out x", "gpus": 2}, b=f"{GROW} --out y")
+    there = [{"CPU": 4.0}, {"CPU": 2.0, "GPU": 1.0}]
+    said = "jobs.a: takes 1 CPU, 2 GPU, but no machine has that; the most of each: 4 CPU, 1 GPU"
+    with pytest.raises(ConfigError) as error:
+        runner.check_resources(found, there, None, Listener())
+    assert str(error.value) == f"{said} (lower it, or name --address)"
+    listener = Listener()
+    runner.check_resources(found, there, "head:6379", listener)
+    assert listener.warnings == [
+        f"{said}: it waits for one", "jobs.b: takes no gpus, so it grows on processors"
+    ]  # fmt: skip
+
+
+# --- one attempt, as a machine makes it ---
+
+
+def place(name: str, **job: Any) -> str:
+    folder = Path("f/jobs", name).absolute()
+    folder.mkdir(parents=True)
+    record = {"identity": "1", "nacre": nacre.__version__, "study": None, "writes": None} | job
+    (folder / records.JOB).write_text(json.dumps({"name": name, "command": "eval"} | record))
+    return str(folder)
+
+
+def test_machines_that_do_not_share_files_are_refused(tmp_path: Path) -> None:
+    here = socket.gethostname()
+    share = "the machines of a fleet must share their files"
+    assert cluster.attempt("/none", str(tmp_path), {}) == f"{here} sees no /none: {share}"
+    assert cluster.attempt(place("a"), "/none", {}) == f"{here} sees no /none: {share}"
+    other = cluster.attempt(place("b", nacre="0.0"), str(tmp_path), {})
+    assert other == f"{here} has nacre {nacre.__version__}, the fleet was started by 0.0"
+
+
+def test_a_users_mistake_ends_a_job_and_what_died_is_tried_again(tmp_path: Path) -> None:
+    wrong = place("a", arguments=["eval", "none"])
+    assert cluster.attempt(wrong, str(tmp_path), {}) == "error: none: no such folder"
+    assert len(records.attempts(Path(wrong))) == 1
+    with pytest.raises(cluster.Died) as died:
+        cluster.attempt(place("b"), str(tmp_path), {})  # says nothing of arguments
+    assert str(died.value) == "ended with exit code 1: KeyError: 'arguments'"
+
+
 def test_what_looks_after_a_job_imports_no_torch() -> None:
     check = "import sys, nacre.fleet.cluster; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check]).returncode == 0
+
+
+# --- a cluster, of which a machine dies ---
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Any]:
+    """A cluster of Ray on loopback: two machines, as far as Ray knows, with a core each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # no other address than 127.0.0.1
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        ray = pytest.importorskip("ray.cluster_utils")
+        made = ray.Cluster()
+        made.add_node(num_cpus=1, include_dashboard=False)
+        made.add_node(num_cpus=1)
+        yield made
+        made.shutdown()
+
+
+def when(ready: Callable[[], bool], then: Callable[[], None]) -> threading.Thread:
+    """Do something beside the test as soon as it may be done, within ten minutes."""
+
+    def wait() -> None:
+        end = time.monotonic() + 600
+        while not ready() and time.monotonic() < end:
+            time.sleep(0.05)
+        then()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)  # of seconds on a machine that does nothing else
+@pytest.mark.filterwarnings("default")  # Ray's own
+def test_a_fleet_survives_a_stop_and_the_death_of_a_machine(
+    head: Any, tmp_path: Path, command: Command
+) -> None:
+    grow = f"{GROW} --out {{name}} --set training.save_every=5"
+    grow += " --set 'stages=[{add_blocks: 1, tokens: 30720}]'"
+    entries = {
+        "expert": {"run": grow, "each": {"name": ["a", "b"]}},
+        "both": {"run": "compose {needs} --out both", "needs": "expert"},
+        "wrong": {"run": "eval both --tasks copy --context 8 --limit 1", "needs": "both"},
+    }
+    (tmp_path / "f.yaml").write_text(json.dumps({"jobs": entries}))
+    fleet = ("fleet", "f.yaml", "--out", "f", "--address", head.address)
+
+    def steps(run: str) -> list[int]:
+        return [m["step"] for m in folder.read_metrics(tmp_path / run) if "tokens_per_second" in m]
+
+    thread = when(
+        lambda: any((tmp_path / run / "state").exists() for run in "ab"),
+        lambda: os.kill(os.getpid(), signal.SIGTERM),
+    )
+    code, _, err = command(*fleet)
+    thread.join()
+    assert code == 3, err
+    assert "SIGTERM: the jobs that run save their state and end" in err
+    assert "go on with: nacre fleet f.yaml" in err
+    begun = {run: len(steps(run)) for run in "ab"}
+    assert any(0 < count < 120 for count in begun.values())
+
+    (machine,) = head.worker_nodes
+    thread = when(
+        lambda: any(len(steps(run)) > begun[run] for run in "ab"),
+        lambda: head.remove_node(machine, allow_graceful=False),
+    )
+    code, out, err = command(*fleet, "--json")
+    thread.join()
+    found = {job["job"]: job for job in json.loads(out)["jobs"]}
+    assert [found[job]["state"] for job in ("expert-a", "expert-b", "both")] == ["done"] * 3, err
+    assert max(found[f"expert-{run}"]["attempts"] for run in "ab") == 2
+    assert "(attempt 2)" in err
+    assert code == 2
+    assert found["wrong"]["state"] == "failed"
+    assert found["wrong"]["attempts"] == 1
+    assert "wrong failed: error:" in err
+    assert steps("a") == steps("b") == list(range(1, 121))
+    one, other = (checkpoint.read_record(tmp_path / run / "stages" / "01") for run in "ab")
+    assert one["fingerprint"] == other["fingerprint"]
+
+    before = (tmp_path / "both").stat().st_mtime_ns
+    del entries["wrong"]
+    (tmp_path / "f.yaml").write_text(json.dumps({"jobs": entries}))
+    code, out, err = command(*fleet, "--json")
+    assert (code, [job["attempts"] for job in json.loads(out)["jobs"]]) == (0, [0, 0, 0])
+    assert "both: was done before (3/3)" in err
+    assert (tmp_path / "both").stat().st_mtime_ns == before

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def fleet(
-    file: Annotated[Path, typer.Argument(help="A fleet's file.")],
+    file: Annotated[Path, typer.Argument(help="A fleet's file, or the name of a recipe.")],
     out: Annotated[Path | None, typer.Option(help="Logs and records; default: runs/NAME.")] = None,
     address: Annotated[
         str | None,

@@ -16,14 +16,17 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nacre
 from nacre.errors import ConfigError, Problem
-from nacre.fleet.design import Entry
 from nacre.fleet.records import JOB, LOG, add_attempt, last_line
 
+if TYPE_CHECKING:
+    from nacre.fleet.design import Entry
+
 POLL_SECONDS = 0.5
+CONNECT_SECONDS = 10.0
 USERS_MISTAKE = 2  # the exit code after which the same command would end in the same way
 
 
@@ -37,6 +40,8 @@ def connected(address: str | None, said: Path) -> Iterator[Any]:
 
     What Ray has to say goes to the file `said`. Raises `ConfigError` without Ray or a cluster.
     """
+    if address is not None:
+        _check_address(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address is None:  # by this Ray takes 127.0.0.1 for its own address, on Linux too
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
@@ -54,13 +59,28 @@ def connected(address: str | None, said: Path) -> Iterator[Any]:
                 log_to_driver=False, logging_level="error",
             )  # fmt: skip
         except (ConnectionError, ValueError, RuntimeError) as error:
-            message = f"no cluster answers at {address}: {' '.join(str(error).split())[:200]}"
-            raise ConfigError(Problem("--address", message, "ray status tells it")) from None
+            message = f"Ray says: {' '.join(str(error).split())[:200]}"
+            raise ConfigError(Problem("--address", message, "ray status knows more")) from None
         try:
             yield ray
         finally:
             ray.shutdown()
             signal.signal(signal.SIGTERM, before)
+
+
+def _check_address(address: str) -> None:
+    """Refuse an address at which nothing listens: Ray itself would try for minutes."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal():
+        fix = "auto finds the cluster of this machine; without --address a new one is started"
+        raise ConfigError(Problem("--address", f"{address!r} is not HOST:PORT", fix))
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        fix = "`ray start --head` starts a cluster and says its address"
+        raise ConfigError(Problem("--address", f"no cluster at {address}: {error}", fix)) from None
 
 
 def machines(ray: Any) -> list[dict[str, float]]:
@@ -114,9 +134,10 @@ def attempt(place: str, where: str, variables: Mapping[str, str]) -> str | None:
         while process.poll() is None:
             time.sleep(POLL_SECONDS)
     finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
+        process.terminate()  # unless it has ended
+        process.wait()
+        assert process.stdin is not None
+        process.stdin.close()
     if process.returncode == 0:
         return None
     said = last_line(folder)

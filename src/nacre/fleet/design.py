@@ -84,11 +84,18 @@ class Planned:
 
 
 def load(source: str | Path, settings: Sequence[str] = ()) -> Fleet:
-    """Read a fleet from a YAML file and apply `KEY=VALUE` settings.
+    """Read a fleet from a YAML file or, by its name, from the recipes; apply `KEY=VALUE` settings.
 
     Raises `ConfigError` with every problem of the fields at once.
     """
-    return parse(override(read_yaml(Path(source)), settings), where=str(source))
+    path = Path(source)
+    if not path.suffix and not path.exists():
+        known = recipes("fleet")
+        if str(source) not in known:
+            hint = nearest(str(source), known) or f"recipes: {', '.join(known)}"
+            raise ConfigError(Problem("fleet", f"no file or recipe named {str(source)!r}", hint))
+        path = known[str(source)]
+    return parse(override(read_yaml(path), settings), where=str(source))
 
 
 def parse(data: Mapping[str, Any], where: str = "fleet") -> Fleet:

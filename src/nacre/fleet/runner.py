@@ -69,7 +69,7 @@ def run(
     out, observer = Path(out).absolute(), observer or Observer()
     check(jobs, out)
     with folder.held(out), cluster.connected(address, out / "ray.log") as ray:
-        _check_resources(jobs, cluster.machines(ray), address, observer)
+        check_resources(jobs, cluster.machines(ray), address, observer)
         return _Watch(ray, jobs, out, observer).to_the_end()
 
 
@@ -112,7 +112,7 @@ def check(jobs: Sequence[Job], out: Path) -> None:
         raise ConfigError(found)
 
 
-def _check_resources(
+def check_resources(
     jobs: Sequence[Job], machines: Sequence[Mapping[str, float]], address: str | None,
     observer: Observer,
 ) -> None:  # fmt: skip
