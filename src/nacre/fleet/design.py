@@ -19,7 +19,8 @@ from typing import Annotated, Any, cast
 from pydantic import BeforeValidator, ByteSize, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from nacre.config import Section, override, read_yaml, validate
-from nacre.errors import Problem, nearest
+from nacre.errors import ConfigError, Problem, nearest
+from nacre.growth.plan import recipes
 
 NEEDS = "needs"
 _PLACE = re.compile(r"\{([A-Za-z_]\w*)\}")
