@@ -106,6 +106,9 @@ def test_a_study_is_a_job_for_each_run_and_one_for_its_page(tmp_path: Path) -> N
     assert found[1].arguments[-1] == "abl/b/x1/seed-0"
     assert found[1].study_folder == Path("abl")
     assert {job.takes.cpus for job in found} == {2}
+    again = read(abl={"run": "study s.yaml --out abl --set 'evaluate={tasks: [copy]}'"})
+    same = [a.identity == b.identity for a, b in zip(found, again, strict=True)]
+    assert same == [True, True, True, True, False]
 
 
 @pytest.mark.parametrize(
@@ -313,15 +316,15 @@ def outcome(job: str, state: Any, said: str = "") -> Outcome:
 def test_the_last_word_of_a_fleet() -> None:
     done, left = outcome("a", "done"), outcome("c", "left out")
     failed = outcome("b", "failed", "error: no text")
-    runner.raise_for([done], "again")
+    runner.raise_for([done])
     with pytest.raises(FleetError) as error:
-        runner.raise_for([done, failed, left], "again")
+        runner.raise_for([done, failed, left])
     assert str(error.value) == (
         "1 of 3 jobs failed, 1 that need them were left out\n  - b: error: no text (log.txt)"
     )
     with pytest.raises(Interrupted) as stop:
-        runner.raise_for([done, outcome("d", "stopped")], "nacre fleet f.yaml")
-    assert str(stop.value) == "1 of 2 jobs are done; go on with: nacre fleet f.yaml"
+        runner.raise_for([done, outcome("d", "stopped")])
+    assert str(stop.value) == "1 of 2 jobs are done; the same command goes on"
 
 
 def test_without_ray_one_message_says_what_to_install(
@@ -386,21 +389,26 @@ def place(name: str, **job: Any) -> str:
     return str(folder)
 
 
-def test_machines_that_do_not_share_files_are_refused(tmp_path: Path) -> None:
-    here = socket.gethostname()
-    share = "the machines of a fleet must share their files"
-    assert cluster.attempt("/none", str(tmp_path), {}) == f"{here} sees no /none: {share}"
-    assert cluster.attempt(place("a"), "/none", {}) == f"{here} sees no /none: {share}"
-    other = cluster.attempt(place("b", nacre="0.0"), str(tmp_path), {})
+def test_machines_that_do_not_share_files_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "SHARE_SECONDS", 0.0)
+    here, wrong = socket.gethostname(), f"as it is: {cluster.SHARE}"
+    said = cluster.attempt("/none", "1", str(tmp_path), {})
+    assert said == f"{here} does not see /none {wrong}"
+    assert cluster.attempt(place("a"), "1", "/none", {}) == said
+    old = place("b")
+    assert cluster.attempt(old, "2", str(tmp_path), {}) == f"{here} does not see {old} {wrong}"
+    other = cluster.attempt(place("c", nacre="0.0"), "1", str(tmp_path), {})
     assert other == f"{here} has nacre {nacre.__version__}, the fleet was started by 0.0"
 
 
 def test_a_users_mistake_ends_a_job_and_what_died_is_tried_again(tmp_path: Path) -> None:
     wrong = place("a", arguments=["eval", "none"])
-    assert cluster.attempt(wrong, str(tmp_path), {}) == "error: none: no such folder"
+    assert cluster.attempt(wrong, "1", str(tmp_path), {}) == "error: none: no such folder"
     assert len(records.attempts(Path(wrong))) == 1
     with pytest.raises(cluster.Died) as died:
-        cluster.attempt(place("b"), str(tmp_path), {})  # says nothing of arguments
+        cluster.attempt(place("b"), "1", str(tmp_path), {})  # says nothing of arguments
     assert str(died.value) == "ended with exit code 1: KeyError: 'arguments'"
 
 
@@ -450,8 +458,8 @@ def test_a_fleet_survives_a_stop_and_the_death_of_a_machine(
     grow += " --set 'stages=[{add_blocks: 1, tokens: 30720}]'"
     entries = {
         "expert": {"run": grow, "each": {"name": ["a", "b"]}},
-        "both": {"run": "compose {needs} --out both", "needs": "expert"},
-        "wrong": {"run": "eval both --tasks copy --context 8 --limit 1", "needs": "both"},
+        "twins": {"run": "compose {needs} --out twins", "needs": "expert"},
+        "score": {"run": "eval {needs} --tasks copy", "needs": "twins"},
     }
     (tmp_path / "f.yaml").write_text(json.dumps({"jobs": entries}))
     fleet = ("fleet", "f.yaml", "--out", "f", "--address", head.address)
@@ -467,9 +475,11 @@ def test_a_fleet_survives_a_stop_and_the_death_of_a_machine(
     thread.join()
     assert code == 3, err
     assert "SIGTERM: the jobs that run save their state and end" in err
-    assert "go on with: nacre fleet f.yaml" in err
+    assert "0 of 4 jobs are done; the same command goes on" in err
     begun = {run: len(steps(run)) for run in "ab"}
     assert any(0 < count < 120 for count in begun.values())
+    logs = [(tmp_path / "f" / "jobs" / f"expert-{run}" / records.LOG).read_text() for run in "ab"]
+    assert any("stopped by SIGTERM after step" in log for log in logs)
 
     (machine,) = head.worker_nodes
     thread = when(
@@ -479,21 +489,25 @@ def test_a_fleet_survives_a_stop_and_the_death_of_a_machine(
     code, out, err = command(*fleet, "--json")
     thread.join()
     found = {job["job"]: job for job in json.loads(out)["jobs"]}
-    assert [found[job]["state"] for job in ("expert-a", "expert-b", "both")] == ["done"] * 3, err
+    assert code == 2
+    states = {"expert-a": "done", "expert-b": "done", "twins": "failed", "score": "left out"}
+    assert {name: job["state"] for name, job in found.items()} == states, err
     assert max(found[f"expert-{run}"]["attempts"] for run in "ab") == 2
     assert "(attempt 2)" in err
-    assert code == 2
-    assert found["wrong"]["state"] == "failed"
-    assert found["wrong"]["attempts"] == 1
-    assert "wrong failed: error:" in err
     assert steps("a") == steps("b") == list(range(1, 121))
     one, other = (checkpoint.read_record(tmp_path / run / "stages" / "01") for run in "ab")
     assert one["fingerprint"] == other["fingerprint"]
+    assert "are the same expert" in found["twins"]["said"]
+    assert found["twins"]["attempts"] == 1, "a mistake is not tried again"
+    assert "error: 1 of 4 jobs failed, 1 that need them were left out" in err
 
-    before = (tmp_path / "both").stat().st_mtime_ns
-    del entries["wrong"]
+    del entries["twins"]
+    entries["score"] = {"run": "eval {needs} --tasks copy --limit 1", "needs": "expert-a"}
     (tmp_path / "f.yaml").write_text(json.dumps({"jobs": entries}))
     code, out, err = command(*fleet, "--json")
-    assert (code, [job["attempts"] for job in json.loads(out)["jobs"]]) == (0, [0, 0, 0])
-    assert "both: was done before (3/3)" in err
-    assert (tmp_path / "both").stat().st_mtime_ns == before
+    found = {job["job"]: job for job in json.loads(out)["jobs"]}
+    assert code == 0, err
+    attempts = {"expert-a": 0, "expert-b": 0, "score": 1}
+    assert {name: job["attempts"] for name, job in found.items()} == attempts
+    assert "expert-b: was done before" in err
+    assert (tmp_path / "a" / "evaluations.jsonl").exists()

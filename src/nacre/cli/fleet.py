@@ -74,7 +74,7 @@ def fleet(
     if as_json:
         said = [asdict(each) | {"log": str(each.log)} for each in outcomes]
         emit({"fleet": str(out), "jobs": said})
-    runner.raise_for(outcomes, f"nacre fleet {file}")
+    runner.raise_for(outcomes)
 
 
 def read_command(words: Sequence[str]) -> Call:
@@ -103,4 +103,5 @@ def read_command(words: Sequence[str]) -> Call:
     return Call(name, options, tuple(settings))
 
 
-_USAGE_ERROR = typer.BadParameter.__bases__[0]  # typer has click's by another path than click
+# Of click, or of the click that typer has inside.
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]

@@ -7,14 +7,16 @@ when the machine or the job has died. The job itself is a process of its own.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
+import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +26,12 @@ from nacre.fleet.records import JOB, LOG, add_attempt, last_line
 
 if TYPE_CHECKING:
     from nacre.fleet.design import Entry
+    from nacre.fleet.jobs import Job
 
 POLL_SECONDS = 0.5
 CONNECT_SECONDS = 10.0
+SHARE_SECONDS = 90.0  # machines that share files may see what is new only after a while (NFS: 60 s)
+SHARE = "the machines of a fleet must share their files"
 USERS_MISTAKE = 2  # the exit code after which the same command would end in the same way
 
 
@@ -46,17 +51,16 @@ def connected(address: str | None, said: Path) -> Iterator[Any]:
     if address is None:  # by this Ray takes 127.0.0.1 for its own address, on Linux too
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
-        import ray
+        ray: Any = importlib.import_module("ray")
     except ImportError:
         problem = Problem("fleet", "needs the package ray", "pip install 'nacre[fleet]'")
         raise ConfigError(problem) from None
     local = {"address": "local", "include_dashboard": False, "object_store_memory": 100 * 2**20}
-    before = signal.getsignal(signal.SIGTERM)
     with said.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         try:
             ray.init(
                 **(local if address is None else {"address": address}),
-                log_to_driver=False, logging_level="error",
+                log_to_driver=False, logging_level=logging.ERROR,
             )  # fmt: skip
         except (ConnectionError, ValueError, RuntimeError) as error:
             message = f"Ray says: {' '.join(str(error).split())[:200]}"
@@ -65,7 +69,6 @@ def connected(address: str | None, said: Path) -> Iterator[Any]:
             yield ray
         finally:
             ray.shutdown()
-            signal.signal(signal.SIGTERM, before)
 
 
 def _check_address(address: str) -> None:
@@ -94,13 +97,14 @@ def asked(takes: Entry) -> dict[str, float]:
     return {name: amount for name, amount in found.items() if amount}
 
 
-def submit(ray: Any, place: Path, name: str, takes: Entry) -> Any:
+def submit(ray: Any, place: Path, job: Job) -> Any:
     """Hand a job to Ray; return the reference of what `attempt` will return."""
+    takes = job.takes
     task = ray.remote(attempt).options(
-        name=name, num_cpus=takes.cpus, num_gpus=takes.gpus, memory=takes.memory,
+        name=job.name, num_cpus=takes.cpus, num_gpus=takes.gpus, memory=takes.memory,
         max_retries=takes.retries, retry_exceptions=[Died],
     )  # fmt: skip
-    return task.remote(str(place), str(Path.cwd()), _environment(takes))
+    return task.remote(str(place), job.identity, str(Path.cwd()), _environment(takes))
 
 
 def _environment(takes: Entry) -> dict[str, str]:
@@ -109,7 +113,17 @@ def _environment(takes: Entry) -> dict[str, str]:
     return threads if takes.gpus else threads | {"CUDA_VISIBLE_DEVICES": ""}
 
 
-def attempt(place: str, where: str, variables: Mapping[str, str]) -> str | None:
+def appears(seen: Callable[[], bool]) -> bool:
+    """Wait until something that was written elsewhere is seen here, at most `SHARE_SECONDS`."""
+    end = time.monotonic() + SHARE_SECONDS
+    while not seen():
+        if time.monotonic() > end:
+            return False
+        time.sleep(POLL_SECONDS)
+    return True
+
+
+def attempt(place: str, identity: str, where: str, variables: Mapping[str, str]) -> str | None:
     """Run a job's process on this machine to its end; return why it failed, None if it is done.
 
     Raises `Died` where another attempt may succeed. Ray's cancellation arrives as
@@ -117,10 +131,10 @@ def attempt(place: str, where: str, variables: Mapping[str, str]) -> str | None:
     """
     folder = Path(place)
     here = socket.gethostname()
-    if not (folder / JOB).is_file() or not Path(where).is_dir():
+    if not Path(where).is_dir() or not appears(lambda: _is(folder, identity)):
         missing = folder if Path(where).is_dir() else where
-        return f"{here} sees no {missing}: the machines of a fleet must share their files"
-    version = json.loads((folder / JOB).read_text(encoding="utf-8"))["nacre"]
+        return f"{here} does not see {missing} as it is: {SHARE}"
+    version = json.loads((folder / JOB).read_bytes())["nacre"]
     if version != nacre.__version__:
         return f"{here} has nacre {nacre.__version__}, the fleet was started by {version}"
     add_attempt(folder)
@@ -144,6 +158,12 @@ def attempt(place: str, where: str, variables: Mapping[str, str]) -> str | None:
     if process.returncode == USERS_MISTAKE:
         return said
     raise Died(f"{_ending(process.returncode)}: {said}")
+
+
+def _is(place: Path, identity: str) -> bool:
+    """Tell whether a folder is that of the job with this identity."""
+    file = place / JOB
+    return file.is_file() and json.loads(file.read_bytes())["identity"] == identity
 
 
 def _ending(code: int) -> str:

@@ -53,7 +53,7 @@ class Job:
     needs: tuple[str, ...] = ()
     after: tuple[str, ...] = ()  # these need not succeed
     plan: Plan | None = None
-    study: Study | None = None  # of which this is one run
+    run_of: Study | None = None
     identity: str = ""
     reads: frozenset[Path] = field(default=frozenset())
 
@@ -101,7 +101,7 @@ def read(fleet: Fleet, reader: Reader) -> list[Job]:
             wrong += [(planned, problem) for problem in error.problems]
         except NacreError as error:
             wrong.append((planned, Problem("run", str(error))))
-    problems = _said_once(wrong, fleet)
+    problems = _said_once(wrong)
     if not problems:
         problems = [*_written_twice(found.values()), *dict.fromkeys(_read_too_early(found))]
     if problems:
@@ -124,11 +124,12 @@ def _jobs(planned: Planned, known: Mapping[str, Job], reader: Reader) -> Iterato
 
 
 def _job(
-    planned: Planned, arguments: tuple[str, ...], call: Call, known: Mapping[str, Job], **own: Any
-) -> Job:
-    """Return a job with its identity and what it reads."""
+    planned: Planned, arguments: tuple[str, ...], call: Call, known: Mapping[str, Job],
+    study: Study | None = None, **own: Any,
+) -> Job:  # fmt: skip
+    """Return a job with its identity and what it reads; `study` is that of which it is the page."""
     plan: Plan | None = own.get("plan")
-    decides: Any = list(arguments)
+    decides: Any = [*arguments, None if study is None else study.model_dump(mode="json")]
     named = [value for key, value in call.options.items() if key != OUT]
     if plan is not None:
         decides = [plan.fingerprint(), str(call.options[OUT])]
@@ -164,10 +165,11 @@ def _runs(
         yield _job(
             planned, ("grow", "--resume", "--track", "none", "--out", str(run.folder)),
             Call("grow", {OUT: run.folder}), known,
-            name=name, needs=planned.needs, after=tuple(shared[:1]), plan=run.plan, study=study,
+            name=name, needs=planned.needs, after=tuple(shared[:1]), plan=run.plan, run_of=study,
         )  # fmt: skip
         made.append((name, run.plan))
-    yield _job(planned, arguments, call, known, needs=(*planned.needs, *[name for name, _ in made]))
+    needs = (*planned.needs, *[name for name, _ in made])
+    yield _job(planned, arguments, call, known, study, needs=needs)
 
 
 def _with_outputs(planned: Planned, known: Mapping[str, Job]) -> Iterator[str]:
@@ -210,7 +212,7 @@ def _command_problems(call: Call) -> Iterator[Problem]:
         yield Problem("run: --out", "is required", "name the folder that the job makes")
 
 
-def _said_once(wrong: Sequence[tuple[Planned, Problem]], fleet: Fleet) -> list[Problem]:
+def _said_once(wrong: Sequence[tuple[Planned, Problem]]) -> list[Problem]:
     """Name each problem's job, or the entry where more than one of its jobs has it."""
     said: dict[tuple[str, Problem], list[str]] = {}
     for planned, problem in wrong:
@@ -228,7 +230,7 @@ def _written_twice(jobs: Iterable[Job]) -> Iterator[Problem]:
     """
     makers: dict[Path, Job] = {}
     for job in jobs:
-        if job.writes is None or job.study is not None:
+        if job.writes is None or job.run_of is not None:
             continue
         path = job.writes.resolve()
         if path in makers:
@@ -244,7 +246,7 @@ def _written_twice(jobs: Iterable[Job]) -> Iterator[Problem]:
 
 def _read_too_early(jobs: Mapping[str, Job]) -> Iterator[Problem]:
     """Find jobs that read what another makes, and do not wait for it."""
-    makers = {j.writes.resolve(): j for j in jobs.values() if j.writes and j.study is None}
+    makers = {j.writes.resolve(): j for j in jobs.values() if j.writes and j.run_of is None}
     waits: dict[str, set[str]] = {}
     for job in jobs.values():
         waits[job.name] = set(job.needs).union(*[waits[need] for need in job.needs])
@@ -267,7 +269,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 def check(job: Job, begun: str | None) -> None:
     """Raise `ConfigError` if the job would find its folder taken; `begun` is what it was before."""
-    if job.plan is not None and job.study is None:
+    if job.plan is not None and job.run_of is None:
         assert job.writes is not None
         folder.claim(
             job.writes, job.plan, resume=(job.writes / folder.PLAN).exists(), overwrite=False

@@ -73,19 +73,19 @@ def run(
         return _Watch(ray, jobs, out, observer).to_the_end()
 
 
-def raise_for(outcomes: Sequence[Outcome], again: str) -> None:
-    """Raise `Interrupted` if jobs were stopped, `FleetError` if jobs failed; `again` goes on."""
+def raise_for(outcomes: Sequence[Outcome]) -> None:
+    """Raise `Interrupted` if jobs were stopped, else `FleetError` if jobs failed."""
     failed = [each for each in outcomes if each.state == "failed"]
-    waiting = [each for each in outcomes if each.state in ("left out", "stopped")]
+    left = [each for each in outcomes if each.state == "left out"]
     lines = [f"  - {each.job}: {each.said} ({each.log})" for each in failed]
     if any(each.state == "stopped" for each in outcomes):
         done = sum(each.state == "done" for each in outcomes)
-        head = f"{done} of {len(outcomes)} jobs are done; go on with: {again}"
+        head = f"{done} of {len(outcomes)} jobs are done; the same command goes on"
         raise Interrupted("\n".join([head, *lines]))
     if failed:
         head = f"{len(failed)} of {len(outcomes)} jobs failed"
-        left = f", {len(waiting)} that need them were left out" if waiting else ""
-        raise FleetError("\n".join([head + left, *lines]))
+        head += f", {len(left)} that need them were left out" if left else ""
+        raise FleetError("\n".join([head, *lines]))
 
 
 def check(jobs: Sequence[Job], out: Path) -> None:
@@ -188,21 +188,21 @@ class _Watch:
         place = place_of(self.out, job)
         place.mkdir(parents=True, exist_ok=True)
         (place / DONE).unlink(missing_ok=True)
-        if job.study is not None:
+        if job.run_of is not None:
             job.study_folder.mkdir(parents=True, exist_ok=True)
-            config.write_yaml(job.study, job.study_folder / "study.yaml")
+            config.write_yaml(job.run_of, job.study_folder / "study.yaml")
         record = {
             "name": job.name,
             "identity": job.identity,
             "command": job.call.command,
             "arguments": list(job.arguments),
             "writes": None if job.writes is None else str(job.writes),
-            "study": None if job.study is None else str(job.study_folder),
+            "study": None if job.run_of is None else str(job.study_folder),
             "nacre": nacre.__version__,
         }
         checkpoint.write_json(place / JOB, record)
         self.before[job.name] = self.noted[job.name] = len(attempts(place))
-        return cluster.submit(self.ray, place, job.name, job.takes)
+        return cluster.submit(self.ray, place, job)
 
     def _look(self, job: Job) -> None:
         """Note new attempts at a job, and how far it has come."""
@@ -230,12 +230,12 @@ class _Watch:
             return
         except errors.RayError as error:
             failed = " ".join(str(getattr(error, "cause", error)).split())
-        if failed is None and not job.whole():
-            failed = f"{job.writes} is not there: the machines of a fleet must share their files"
+        if failed is None and not cluster.appears(lambda: done_before(self.out, job)):
+            failed = f"what it made is not seen here: {cluster.SHARE}"
         self._settle(job, "done" if failed is None else "failed", failed or "")
 
     def _stop(self, signal: str) -> None:
-        """Stop the jobs that run, wait until each has saved its state, and leave out the others."""
+        """Stop the jobs that run, wait until each has saved its state, and begin no other."""
         self.observer.note(f"{signal}: the jobs that run save their state and end")
         for reference in self.handed:
             self.ray.cancel(reference)
@@ -245,7 +245,7 @@ class _Watch:
                 self._ended(reference, self.handed.pop(reference))
         for job in self.jobs.values():
             if job.name not in self.outcomes:
-                self._settle(job, "left out", "the fleet was stopped")
+                self._settle(job, "stopped", "the fleet was stopped")
 
     def _settle(self, job: Job, state: State, said: str = "") -> None:
         """Give a job its outcome, and say it."""
