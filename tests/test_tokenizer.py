@@ -302,7 +302,7 @@ def test_a_hub_that_is_out_of_reach(monkeypatch):
     def refuse(*_, **__):
         raise OSError("We couldn't connect\nand more")
 
-    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", refuse)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     with pytest.raises(ConfigError) as caught:
         subject.load("hf:some/name")
     assert "cannot load 'hf:some/name': We couldn't connect (check the name" in str(caught.value)

@@ -6,6 +6,7 @@ import copy
 import os
 import re
 import reprlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
@@ -14,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from nacre.errors import ConfigError, Problem, nearest
+from nacre.untrusted import read_text
 
 
 class Section(BaseModel):
@@ -56,22 +58,78 @@ _PLAIN_WORDS = {
 }
 
 
+YAML_BYTES, YAML_VALUES, YAML_DEPTH = 2**20, 20_000, 50
+"""Of a file, and in it, with what its aliases name counted in each place."""
+
+_LONGEST_NUMBER = 64
+
+
 class _Loader(yaml.SafeLoader):
-    """The safe loader, but a key that stands twice in a mapping is an error."""
+    """The safe loader, bounded; a key that stands twice in a mapping is an error."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.composed = self.depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.composed += 1
+        self.depth += 1
+        _bound(self.composed, self.depth)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        self.composed += len(node.value)  # what `<<` brings in may stand there many times
+        _bound(self.composed, 0)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        written = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for key in written if key != "<<" and written.count(key) > 1), None)
+        written = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        twice = next((key for key, times in written.items() if times > 1 and key != "<<"), None)
         if twice is not None:
             message = f"the key {twice!r} stands there twice"
             raise yaml.constructor.ConstructorError(None, None, message, node.start_mark)
         return super().construct_mapping(node, deep)
 
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        value = super().construct_scalar(node)
+        is_number = node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+        if is_number and len(str(value)) > _LONGEST_NUMBER:
+            raise ValueError(f"a number of {len(str(value)):,} characters")
+        return value
+
+
+class _TooMuch(ValueError):
+    """YAML beyond the bounds."""
+
+
+def _bound(values: int, depth: int) -> None:
+    if values > YAML_VALUES:
+        raise _TooMuch(f"has more than {YAML_VALUES:,} values")
+    if depth > YAML_DEPTH:
+        raise _TooMuch("is nested too deeply to be a plan")
+
+
+def parse_yaml(text: str) -> object:
+    """Return what a YAML text says, as plain data in which nothing is shared.
+
+    Raises yaml.YAMLError and ValueError.
+    """
+    try:
+        return _unshared(yaml.load(text, _Loader), Counter())
+    except RecursionError:
+        raise _TooMuch("is nested too deeply to be a plan") from None
+    except _YAML_VALUE_ERRORS as error:
+        if isinstance(error, _TooMuch):
+            raise
+        raise ValueError(f"holds an impossible value: {error}") from None
+
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping, safely; raise `ConfigError` if the file holds none."""
     try:
-        data: object = _unshared(yaml.load(path.read_text(encoding="utf-8"), _Loader))
+        data = parse_yaml(read_text(path, YAML_BYTES))
     except FileNotFoundError:
         raise ConfigError(Problem(str(path), "no such file")) from None
     except UnicodeDecodeError as error:
@@ -82,10 +140,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         text = " ".join(str(error).split())
         raise ConfigError(Problem(str(path), f"is not valid YAML: {text}")) from None
-    except RecursionError:
-        raise ConfigError(Problem(str(path), "is nested too deeply to be a plan")) from None
-    except _YAML_VALUE_ERRORS as error:
-        raise ConfigError(Problem(str(path), f"holds an impossible value: {error}")) from None
+    except ValueError as error:
+        raise ConfigError(Problem(str(path), str(error))) from None
     if not isinstance(data, dict):
         found = "an empty file" if data is None else type(data).__name__
         raise ConfigError(
@@ -94,12 +150,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", data)
 
 
-def _unshared(node: object) -> object:
-    """Return plain data in which what YAML's aliases name stands anew in each place."""
+def _unshared(node: object, made: Counter[str], depth: int = 0) -> object:
+    """Return plain data in which what YAML's aliases name stands anew in each place.
+
+    `made` counts the values, so that aliases of aliases cannot fill the memory.
+    """
+    made["values"] += 1
+    _bound(made["values"], depth)
     if isinstance(node, dict):
-        return {k: _unshared(v) for k, v in cast("dict[Any, object]", node).items()}
+        mapping = cast("dict[Any, object]", node)
+        return {key: _unshared(value, made, depth + 1) for key, value in mapping.items()}
     if isinstance(node, list):
-        return [_unshared(item) for item in cast("list[object]", node)]
+        return [_unshared(item, made, depth + 1) for item in cast("list[object]", node)]
     return node
 
 
@@ -124,8 +186,8 @@ def override(data: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]
                 Problem(f"--set {setting}", "expected KEY=VALUE", "e.g. model.width=256")
             )
         try:
-            value: object = yaml.load(raw, _Loader)
-        except (yaml.YAMLError, RecursionError, *_YAML_VALUE_ERRORS):
+            value = parse_yaml(raw)
+        except (yaml.YAMLError, ValueError):
             message = f"{_short.repr(raw)} is not a YAML value"
             raise ConfigError(Problem(f"--set {dotted}", message)) from None
         node: Any = result

@@ -69,6 +69,11 @@ class FingerprintError(NacreError):
         super().__init__(f"{what} does not match: expected {expected}, found {found} ({fix})")
 
 
+def one_line(error: BaseException) -> str:
+    """Return the beginning of what an error of a library says, in one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """Return "did you mean X?" for the allowed word nearest to `word`, or an empty string."""
     close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)

@@ -103,8 +103,7 @@ def generate_at_depths(
     if not folders:
         raise CheckpointError(f"{run}: holds no stages (--depths needs a run folder)")
     return (
-        (checkpoint.read_json(path / checkpoint.RECORD), "".join(generate(path, prompt, sampling)))
-        for path in folders
+        (checkpoint.read_stage(path), "".join(generate(path, prompt, sampling))) for path in folders
     )
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from nacre import hub, tokenizer_files
 from nacre.errors import ConfigError, DataError, Problem, nearest
 from nacre.vocabulary import TokenString, backend, byte_lengths, definition, token_strings
 
@@ -107,8 +108,6 @@ def load(path: str | Path) -> PreTrainedTokenizerFast:
 
     Raises ConfigError when nothing is there, it cannot be read, or it has no fast implementation.
     """
-    from transformers import AutoTokenizer
-
     name = str(path)
     target = name.removeprefix("hf:")
     is_folder = Path(target).is_dir()
@@ -121,9 +120,7 @@ def load(path: str | Path) -> PreTrainedTokenizerFast:
             )
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            target, trust_remote_code=False, local_files_only=is_folder
-        )
+        tokenizer = tokenizer_files.read(Path(target) if is_folder else hub.fetch(target))
     except Exception as error:  # transformers and tokenizers raise about anything here
         reason = str(error).strip().splitlines()
         raise ConfigError(

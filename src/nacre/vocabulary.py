@@ -14,9 +14,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from nacre.errors import ConfigError, Problem
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
+
+MOST_CHARACTERS = 2**27
+"""Of all tokens' texts."""
 
 TokenString: TypeAlias = str | bytes
 """`str`: text, is drawn. `bytes`: no text (a raw byte, a special token's name), is hashed."""
@@ -78,6 +83,7 @@ def _pieces(tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, TokenString |
     added = rust.get_added_tokens_decoder()
     size = max([len(tokenizer), *(index + 1 for index in vocabulary.values())])
     read = _reader(definition(tokenizer))
+    room = MOST_CHARACTERS
     pieces: list[tuple[str, TokenString | None]] = [
         (f"<unused {index}>", None) for index in range(size)
     ]
@@ -87,6 +93,10 @@ def _pieces(tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, TokenString |
             pieces[index] = (raw, read(raw))
         else:
             pieces[index] = (raw, None if token.special else token.content)
+        room -= len(pieces[index][1] or "")
+        if room < 0:
+            message = f"its tokens have more than {MOST_CHARACTERS:,} characters in all"
+            raise ConfigError(Problem("tokenizer", message, "use another tokenizer"))
     return pieces
 
 
@@ -129,7 +139,12 @@ def _flat(part: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _replacer(old: str, new: str) -> Callable[[str], str]:
-    return lambda raw: raw.replace(old, new)
+    def read(raw: str) -> str:
+        if raw.count(old) * len(new) > MOST_CHARACTERS:
+            raise ConfigError(Problem("tokenizer", f"its decoder makes {raw[:20]!r} too long"))
+        return raw.replace(old, new)
+
+    return read
 
 
 def _word_piece(prefix: str) -> Callable[[str], str]:

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from nacre.composition import expert as reading
+from nacre.composition import schema
 from nacre.composition import tuning as training
-from nacre.composition.card import card as model_card
 from nacre.composition.card import sharing
 from nacre.composition.expert import RECORD, Expert, is_composition
 from nacre.composition.folder import configuration, file_hash, write
@@ -28,7 +27,7 @@ from nacre.errors import CheckpointError, ConfigError, FingerprintError, Problem
 from nacre.models.composed import TRAINED_FILE, ComposedConfig, ComposedForCausalLM
 from nacre.models.rules import RULES, TRAINED, Rule
 from nacre.models.trained import check as check_size
-from nacre.train import checkpoint
+from nacre.train import checkpoint, foreign
 from nacre.train.observer import Observer
 
 __all__ = [
@@ -220,22 +219,32 @@ def summary(record: Mapping[str, Any]) -> list[str]:
 def verify(folder: Path, leaving: str | None = None) -> None:
     """Check that every expert but `leaving` is where the composition says and is the recorded one.
 
-    Reads no weights. Raises CheckpointError for one that is gone, FingerprintError for another.
+    Reads no weights. Raises CheckpointError for one that is gone or is a composition itself,
+    FingerprintError for another.
     """
-    for expert in checkpoint.read_json(folder / "config.json").get("experts", []):
+    config = schema.read_config(folder)
+    for expert in config["experts"]:
         if expert["name"] == leaving:
             continue
         place, recorded = folder / expert["path"], expert["fingerprint"]
         if not (place / "config.json").is_file():
             fix = "move it back, or compose again from where it is"
             raise CheckpointError(f"{folder}: expert {expert['name']!r} is not in {place}; {fix}")
+        foreign.check_folder(place)
+        if checkpoint.read_json(place / "config.json").get("model_type") == config["model_type"]:
+            message = f"expert {expert['name']!r} is a composition itself"
+            raise CheckpointError(f"{folder}: {message}; compose its experts")
         if recorded is not None:
             found = checkpoint.read_record(place)["fingerprint"]
             if found != recorded:
                 fix = f"it was changed after composing: restore {place}, or compose again"
                 what = f"expert {expert['name']!r} of {folder}"
                 raise FingerprintError(what, recorded[:12], found[:12], fix)
-    trained = checkpoint.read_json(folder / RECORD).get("trained")
+    if not is_composition(folder):
+        return
+    record = read_record(folder)
+    schema.check_same(folder, config, record)
+    trained = record.get("trained")
     if trained is not None:
         if not (folder / TRAINED_FILE).is_file():
             fix = "restore it, or compose and train again"
@@ -250,16 +259,10 @@ def verify(folder: Path, leaving: str | None = None) -> None:
 
 def read_record(folder: str | Path) -> dict[str, Any]:
     """Return a composition's record; raise CheckpointError where there is none, or damaged."""
-    path = Path(folder) / RECORD
     if not is_composition(folder):
         fix = "name the folder of a composition, or make one with `nacre compose`"
         raise CheckpointError(f"{folder}: holds no composition ({RECORD} is missing); {fix}")
-    record = checkpoint.read_json(path)
-    try:
-        model_card(record | {"report": None})
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged: lacks {error}; compose again") from None
-    return record
+    return schema.read_record(Path(folder))
 
 
 def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> ComposedForCausalLM:
@@ -269,11 +272,8 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> ComposedForC
     FingerprintError for an expert that is not the recorded one.
     """
     read_record(folder)
-    try:
-        return CheckedComposition.from_pretrained(folder, dtype=dtype)
-    except (OSError, ValueError, SafetensorError, KeyError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{folder}: cannot be loaded: {reason}") from None
+    foreign.check_folder(Path(folder))
+    return foreign.guarded(folder, lambda: CheckedComposition.from_pretrained(folder, dtype=dtype))
 
 
 def load_any(folder: str | Path) -> PreTrainedModel:

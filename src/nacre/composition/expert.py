@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from nacre import tokenizer as tokenizers
-from nacre.errors import CheckpointError, ConfigError, FingerprintError, Problem
+from nacre.errors import CheckpointError, ConfigError, FingerprintError, Problem, one_line
 from nacre.growth import ledger
 from nacre.models import stock
 from nacre.train import checkpoint
@@ -222,10 +222,10 @@ def shared_parts(experts: Sequence[Expert]) -> list[dict[str, Any]]:
 def _layout(expert: Expert) -> Layout:
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(expert.config)
+            model = AutoModelForCausalLM.from_config(expert.config, trust_remote_code=False)
         parts = stock.find_parts(model)
-    except ValueError as error:
-        raise CheckpointError(f"{expert.path}: cannot be composed: {error}") from None
+    except Exception as error:  # transformers raises about anything for a strange configuration
+        raise CheckpointError(f"{expert.path}: cannot be composed: {one_line(error)}") from None
     hashes = {**expert.record.get("frozen", {}), **expert.record.get("weights", {})}
     return Layout(
         parameters=sum(p.numel() for p in model.parameters()),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import shutil
@@ -36,6 +37,7 @@ from nacre.data.encoding import (
 )
 from nacre.data.holdout import Assignment, assign
 from nacre.errors import CheckpointError, ConfigError, DataError, Problem
+from nacre.untrusted import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -92,10 +94,22 @@ class TokenStore:
             raise CheckpointError(
                 f"{folder / _MANIFEST} lacks {error}; delete the folder to tokenize again"
             ) from None
+        if not store._is_sound():
+            raise CheckpointError(
+                f"{folder / _MANIFEST} is damaged; delete the folder to tokenize again"
+            )
         for split, counts in store.counts.items():
             _check_size(folder / f"{split}.tokens", counts.tokens * store.dtype.itemsize)
             _check_size(folder / f"{split}.documents", (counts.documents + 1) * 8)
         return store
+
+    def _is_sound(self) -> bool:
+        """Say whether the manifest's values are of their kinds."""
+        every = (dataclasses.astuple(counts) for counts in self.counts.values())
+        numbers = [self.vocabulary_size, self.end, *itertools.chain.from_iterable(every)]
+        whole = all(type(number) is int and 0 <= number < 2**62 for number in numbers)
+        named = all(isinstance(name, str) for name in (self.fingerprint, self.tokenizer))
+        return whole and named and self.end < self.vocabulary_size < 2**32
 
     def verify(self) -> None:
         """Read everything; raise CheckpointError if it is not what was written."""
@@ -104,6 +118,15 @@ class TokenStore:
                 f"{self.folder}: damaged: its tokens are not what was written; delete the folder "
                 "to tokenize again"
             )
+        for split in SPLITS:
+            begins, tokens = self.documents(split), self.tokens(split)
+            ascending = begins[0] == 0 and begins[-1] == len(tokens) and (np.diff(begins) > 0).all()
+            parts = (tokens[at : at + _BLOCK] for at in range(0, len(tokens), _BLOCK))
+            if not ascending or any(part.max() >= self.vocabulary_size for part in parts):
+                raise CheckpointError(
+                    f"{self.folder}: damaged: its {split} tokens are none of its tokenizer; delete "
+                    "the folder to tokenize again"
+                )
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -293,12 +316,13 @@ def _publish(new: Path, folder: Path) -> None:
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / _MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
     except OSError as error:
         raise CheckpointError(f"{folder} is no token store ({error.strerror or error})") from None
     except ValueError:
         raise CheckpointError(f"{path} is damaged; delete the folder to tokenize again") from None
-    if not isinstance(manifest, dict) or manifest.get("key", {}).get("format") != _FORMAT:
+    key = manifest.get("key") if isinstance(manifest, dict) else None
+    if not isinstance(key, dict) or key.get("format") != _FORMAT:
         raise CheckpointError(
             f"{path} has another format than this nacre; delete the folder to tokenize again"
         )

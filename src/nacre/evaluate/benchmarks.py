@@ -20,15 +20,16 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nacre import untrusted
 from nacre.errors import DataError
 from nacre.tokenizer import check_text
+from nacre.untrusted import parse_json
 
 SUBJECTS = """
     abstract_algebra anatomy astronomy business_ethics clinical_knowledge college_biology
@@ -194,7 +195,7 @@ class _Malformed(ValueError):
 def read_bytes(path: Path) -> bytes:
     """Return what a file holds; raise DataError where it cannot be read."""
     try:
-        return path.read_bytes()
+        return untrusted.read_bytes(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
@@ -248,8 +249,8 @@ def _mmlu(path: Path) -> Iterator[Item]:
 
 def _squad(path: Path) -> Iterator[Item]:
     try:
-        whole = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
+        whole = parse_json(read_text(path))
+    except ValueError as error:
         raise DataError(f"{path}: it is no JSON ({error}); expected {EXPECTED['squad']}") from None
     place = "the whole"
     try:
@@ -297,10 +298,10 @@ def _jsonl(form: str, item: Callable[[Any, str], Item]) -> Callable[[Path], Iter
                 continue
             where = f"{path}, line {number}"
             try:
-                yield item(json.loads(line), where)
+                yield item(parse_json(line), where)
             except _Malformed as error:
                 raise DataError(f"{where}: {error}; {EXPECTED[form]}") from None
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 raise DataError(f"{where}: it is no JSON ({error}); {EXPECTED[form]}") from None
 
     return read_lines
@@ -337,7 +338,14 @@ def _hellaswag(record: Any, where: str) -> Item:
 
 
 def _clean(text: str) -> str:
-    return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
+    lines = text.strip().replace(" [title]", ". ").split("\n")
+    return "\n".join(map(_without_brackets, lines)).replace("  ", " ")
+
+
+def _without_brackets(line: str) -> str:
+    """Leave out what stands in brackets; each search ends at a closing one, so in linear time."""
+    closed, bracket, rest = line.rpartition("]")
+    return re.sub(r"\[.*?\]", "", closed + bracket) + rest
 
 
 def _pair(record: Any, where: str) -> Item:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -22,6 +23,8 @@ from nacre import composition
 from nacre.errors import CheckpointError
 from nacre.evaluate.scores import Score
 from nacre.train import checkpoint
+from nacre.train.foreign import HEADER_BYTES
+from nacre.untrusted import parse_json, read_bytes
 
 FILE = "evaluations.jsonl"
 IDENTITY = ("fingerprint", "task", "version", "settings")
@@ -53,20 +56,27 @@ def fingerprint(folder: Path) -> str:
         return _composition(folder)
     if (folder / checkpoint.RECORD).is_file():
         tensors = checkpoint.read_record(folder)["fingerprint"]
-        config = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
+        config = hashlib.sha256(_content(folder / "config.json")).hexdigest()
         return hashlib.sha256(f"{tensors} {config}".encode()).hexdigest()
     total = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.suffix in (".json", ".txt", ".model", ".safetensors") and path.is_file():
-            content = _sample(path) if path.suffix == ".safetensors" else path.read_bytes()
+            content = _sample(path) if path.suffix == ".safetensors" else _content(path)
             total.update(f"{path.name} {path.stat().st_size} ".encode())
             total.update(hashlib.sha256(content).digest())
     return total.hexdigest()
 
 
+def _content(path: Path) -> bytes:
+    try:
+        return read_bytes(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+
+
 def _composition(folder: Path) -> str:
-    record = composition.read_record(folder)
     composition.verify(folder)
+    record = composition.read_record(folder)
     parts = {
         "experts": [fingerprint(folder / expert["path"]) for expert in record["experts"]],
         "mix": record["mix"],
@@ -79,7 +89,7 @@ def _sample(path: Path) -> bytes:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        pieces = [file.read(min(length, size))]
+        pieces = [file.read(min(length, size, HEADER_BYTES))]
         for place in range(PIECES):
             file.seek(size * place // PIECES)
             pieces.append(file.read(PIECE_BYTES))
@@ -121,9 +131,9 @@ def read(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     found: list[dict[str, Any]] = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    for number, line in enumerate(_content(path).splitlines(), 1):
         try:
-            record = {"commit": None} | json.loads(line)  # records were once without
+            record = {"commit": None} | parse_json(line)  # records were once without
             wrong = [f"lacks {key}" for key in KEYS if key not in record] or _wrong(record)
         except (ValueError, TypeError):
             wrong = ["lacks a record"]
@@ -142,7 +152,9 @@ def _wrong(record: Mapping[str, Any]) -> list[str]:
         | dict.fromkeys(("chance", "corrected"), (int, float, type(None)))
     )
     wrong = [
-        f"{key} is {record[key]!r}" for key, kind in kinds.items() if type(record[key]) not in kind
+        f"{key} is {reprlib.repr(record[key])}"
+        for key, kind in kinds.items()
+        if type(record[key]) not in kind
     ]
     ends = record["interval"]
     if (
@@ -150,7 +162,7 @@ def _wrong(record: Mapping[str, Any]) -> list[str]:
         and ends is not None
         and not (len(ends) == 2 and all(type(end) in (int, float) for end in ends))
     ):
-        wrong.append(f"interval is {ends!r}")
+        wrong.append(f"interval is {reprlib.repr(ends)}")
     return wrong
 
 

@@ -21,7 +21,6 @@ from pydantic import (
     BeforeValidator,
     ByteSize,
     Field,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
 )
@@ -30,9 +29,12 @@ from nacre.config import Section, override, read_yaml, validate
 from nacre.errors import ConfigError, Problem, nearest
 from nacre.substrate import SubstrateRecipe, check_recipe
 from nacre.substrate.table import EFFECTIVE
+from nacre.untrusted import LARGEST_DEPTH
 
 _SUFFIX = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 LARGEST_COUNT = 10**18
+LARGEST_SIZE = 2**24
+"""Of one side of a weight, and of a context: far above those of any model."""
 
 
 def _count(value: object) -> object:
@@ -64,6 +66,9 @@ def _trained(value: object) -> object:
 
 Count = Annotated[int, BeforeValidator(_count), Field(gt=0, le=LARGEST_COUNT)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Size = Annotated[int, Field(gt=0, le=LARGEST_SIZE)]
+Blocks = Annotated[int, Field(ge=0, le=LARGEST_DEPTH)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class SubstrateSource(Section, SubstrateRecipe):
@@ -106,9 +111,9 @@ class Model(Section):
 
     family: Literal["llama", "gpt_neox"] = "llama"
     width: Annotated[int, Field(ge=8, le=65_536)] = 256
-    heads: PositiveInt | None = None
-    mlp: PositiveInt | None = None
-    context: Annotated[int, Field(ge=8)] = 256
+    heads: Size | None = None
+    mlp: Size | None = None
+    context: Annotated[int, Field(ge=8, le=LARGEST_SIZE)] = 256
 
     @property
     def head_count(self) -> int:
@@ -183,7 +188,7 @@ class Trunk(Section):
 class Lora(Section):
     """Low-rank adaptation of the whole trunk during a stage, merged at its end (Hu et al. 2021)."""
 
-    rank: PositiveInt = 16
+    rank: Size = 16
     alpha: PositiveFloat = 32.0
     dropout: Fraction = 0.0
 
@@ -196,8 +201,8 @@ class Stage(Section):
     new blocks under the last ones, which go on training (a global head, as SegProp).
     """
 
-    add_blocks: NonNegativeInt = 0
-    under: NonNegativeInt = Field(
+    add_blocks: Blocks = 0
+    under: Blocks = Field(
         default=0, description="how many of the last blocks stay above the new ones and train on"
     )
     tokens: Count
@@ -240,7 +245,7 @@ class Plan(Section):
     """The whole growth as data."""
 
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] = "unnamed"
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     start_from: str | None = Field(default=None, alias="from", description="a checkpoint to grow")
     substrate: SubstrateSource = SubstrateSource()
     tokenizer: Tokenizer = Tokenizer()
@@ -330,6 +335,9 @@ def problems(plan: Plan) -> list[Problem]:
     if not plan.stages:
         fix = "e.g. - {add_blocks: 2, tokens: 1M}"
         found.append(Problem("stages", "a plan needs at least one stage", fix))
+    if plan.depth > LARGEST_DEPTH:
+        message = f"add {plan.depth:,} blocks in all, a model may have {LARGEST_DEPTH:,}"
+        found.append(Problem("stages", message, "add fewer"))
     for index, stage in enumerate(plan.stages):
         field = f"stages[{index}]"
         below = tuple(f"stages[{earlier}]" for earlier in range(index))

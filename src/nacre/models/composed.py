@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     GenerationConfig,
     GenerationMixin,
@@ -478,8 +479,17 @@ def _loss(output_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
 
 
 def _load_expert(place: Path, **passed: Any) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(place, trust_remote_code=False, local_files_only=True)
+    if config.model_type == ComposedConfig.model_type:
+        raise ValueError(f"{place}: is a composition, which cannot be an expert")
     model, loaded = AutoModelForCausalLM.from_pretrained(  # pyright: ignore
-        place, use_safetensors=True, output_loading_info=True, **passed
+        place,
+        config=config,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        output_loading_info=True,
+        **passed,
     )
     if wrong := sorted(map(str, [*loaded["missing_keys"], *loaded["mismatched_keys"]])):
         raise ValueError(f"{place}: {len(wrong)} tensors are missing, first {wrong[0]}")

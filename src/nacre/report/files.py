@@ -11,6 +11,7 @@ import numpy as np
 from nacre import config
 from nacre.errors import CheckpointError, ConfigError
 from nacre.train import checkpoint, folder
+from nacre.untrusted import read_text
 
 Series = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -107,7 +108,7 @@ def load_run(run: str | Path) -> RunFiles:
         if (path / checkpoint.RECORD).is_file():
             hint = f"this is one stage; name its run: {path.absolute().parent.parent}"
         raise CheckpointError(f"{path}: is no run ({folder.PLAN} is missing); {hint}")
-    records = [checkpoint.read_json(p / checkpoint.RECORD) for p in checkpoint.stages(path)]
+    records = [checkpoint.read_stage(stage) for stage in checkpoint.stages(path)]
     metrics = folder.read_metrics(path)
     if not records and not metrics:
         raise CheckpointError(
@@ -120,5 +121,5 @@ def load_run(run: str | Path) -> RunFiles:
         raise CheckpointError(str(error)) from None
     if not isinstance(plan.get("stages"), list) or not plan["stages"]:
         raise CheckpointError(f"{path / folder.PLAN}: is no plan of nacre: it has no stages")
-    text = (path / folder.PLAN).read_text(encoding="utf-8")
+    text = read_text(path / folder.PLAN)
     return RunFiles(path, plan, text, checkpoint.read_json(path / folder.RUN), metrics, records)

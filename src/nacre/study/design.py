@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from nacre.config import Section, override, read_yaml, validate
 from nacre.errors import ConfigError, Problem, nearest
 from nacre.growth import plan as plans
-from nacre.growth.plan import Plan
+from nacre.growth.plan import Plan, Seed
 
 Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
 ArmName = Annotated[str, Field(pattern=r"^\w[\w-]*$")]  # without a dot: a study's files have one
@@ -55,7 +55,7 @@ class Study(Section):
 
     name: Name = "study"
     about: str = Field(default="", description="what is asked, in a sentence or two")
-    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     budgets: Budgets = (1.0,)
     baseline: str
     plan: dict[str, Any] = Field(default={}, description="what the plans of all arms share")

@@ -82,7 +82,7 @@ def _check_text(made: Sequence[Run], study: Study) -> None:
         return
     first: tuple[Run, dict[str, Any]] | None = None
     for run in made:
-        record = checkpoint.read_record(checkpoint.stages(run.folder)[-1])
+        record = checkpoint.read_stage(checkpoint.stages(run.folder)[-1])
         first = first or (run, record)
         for part in ("corpus", "tokenizer"):
             if record[part] != first[1][part]:
@@ -105,7 +105,7 @@ def default_claims(study: Study) -> list[Claim]:
 def measure(run: Run, study: Study, tasks: Sequence[Task] = ()) -> dict[str, Any]:
     """Return a finished run's costs, scores and curve; of `tasks` what was kept of scoring it."""
     folders = checkpoint.stages(run.folder)
-    records = [checkpoint.read_record(path) for path in folders]
+    records = [checkpoint.read_stage(path) for path in folders]
     last = records[-1]["validation"]
     bits = last["bits_per_byte"]
     known = [evaluation.known_results(path, tasks) if tasks else [] for path in folders]

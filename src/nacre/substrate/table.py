@@ -20,12 +20,13 @@ from typing import Any, Literal
 import numpy as np
 import safetensors
 import safetensors.numpy
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from nacre.errors import CheckpointError, ConfigError, FingerprintError, Problem
 from nacre.substrate import basis, codes, glyphs
 from nacre.substrate.fonts import FontPen, font_hash
 from nacre.substrate.glyphs import CHUNK, Picture, TokenString
+from nacre.untrusted import read_json
 
 FORMAT = 1
 """Version of the files a substrate is saved as, and of what its fingerprint covers."""
@@ -167,7 +168,7 @@ class Substrate:
             if not (folder / name).is_file():
                 raise CheckpointError(f"{folder}: no {name} here, so this is no saved substrate")
         try:
-            about = json.loads((folder / ABOUT).read_bytes())
+            about = read_json(folder / ABOUT)
             if about["format"] != FORMAT:
                 message = f"has format {about['format']}, this nacre reads format {FORMAT}"
                 raise CheckpointError(f"{folder / ABOUT}: {message}")
@@ -180,7 +181,9 @@ class Substrate:
             report = dict(about["report"])
             if not _agree(recipe, source):
                 raise ValueError("recipe and source disagree")
-        except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+        except (
+            OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
+        ) as error:  # fmt: skip
             reason = f"missing {error}" if isinstance(error, KeyError) else str(error)
             raise CheckpointError(f"{folder / ABOUT}: damaged ({reason})") from None
         try:

@@ -14,20 +14,23 @@ import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from nacre.errors import CheckpointError
 from nacre.models import stock
+from nacre.train import foreign, schema
+from nacre.train.foreign import INDEX
+from nacre.untrusted import parse_json, read_bytes
 
 SUBSTRATE_SHARD = "substrate.safetensors"
 HEAD_SHARD = "head.safetensors"
-INDEX = "model.safetensors.index.json"
 RECORD = "stage.json"
 
 
@@ -118,7 +121,7 @@ def write_text(path: Path, text: str) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object that nacre wrote; raise `CheckpointError` if it is missing or damaged."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(read_bytes(path), surrogates=False)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
@@ -212,19 +215,23 @@ def _stored_size(tensor: torch.Tensor) -> int:
 def load_model(folder: str | Path) -> PreTrainedModel:
     """Load a stage or any Hugging Face causal LM, in fp32, from safetensors only.
 
-    Raises `CheckpointError` if the folder holds no such model.
+    No code of a checkpoint is run. Raises `CheckpointError` if the folder holds no such model.
     """
-    _check_folder(folder)
-    try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(  # pyright: ignore
-            folder,
+    place = foreign.place(folder, weights=True)
+    config = _config(place, folder)
+    foreign.check_weights(place, config, folder)
+    model, loaded = foreign.guarded(
+        folder,
+        lambda: AutoModelForCausalLM.from_pretrained(
+            place,
+            config=config,
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
+            local_files_only=True,
             output_loading_info=True,
-        )
-    except (OSError, ValueError, SafetensorError, KeyError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{folder}: cannot be loaded: {one_line(error)}") from None
+        ),
+    )
     wrong = sorted(map(str, [*loaded["missing_keys"], *loaded["mismatched_keys"]]))
     if wrong:
         raise CheckpointError(f"{folder}: {len(wrong)} tensors are missing, first {wrong[0]}")
@@ -232,40 +239,19 @@ def load_model(folder: str | Path) -> PreTrainedModel:
 
 
 def load_config(folder: str | Path) -> PreTrainedConfig:
-    """Read a checkpoint's configuration without its weights."""
-    _check_folder(folder)
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder}: cannot be loaded: {one_line(error)}") from None
+    """Read a checkpoint's configuration, and of its weights, where it has some, the headers."""
+    place = foreign.place(folder)
+    config = _config(place, folder)
+    if any(place.glob("*.safetensors")) and hasattr(config.get_text_config(), "num_hidden_layers"):
+        foreign.check_weights(place, config, folder)
+    return config
 
 
-def _check_folder(folder: str | Path) -> None:
-    path = Path(folder)
-    if isinstance(folder, Path) or path.exists() or str(folder).startswith((".", "/")):
-        if not path.is_dir():
-            raise CheckpointError(f"{folder}: no such folder")
-        if not (path / "config.json").is_file():
-            raise CheckpointError(f"{folder}: holds no model (config.json is missing)")
-        check_index(path)
-
-
-def check_index(folder: Path) -> None:
-    """Refuse a folder whose index of shards names files that are not in it."""
-    if not (folder / INDEX).is_file():
-        return
-    shards = require(folder / INDEX, ("weight_map",))["weight_map"]
-    if not isinstance(shards, dict):
-        raise CheckpointError(f"{folder / INDEX}: weight_map is no mapping of tensors to files")
-    for shard in shards.values():
-        plain = isinstance(shard, str) and shard and Path(shard).name == shard
-        if not plain or "\\" in shard:
-            raise CheckpointError(f"{folder / INDEX}: {shard!r} is no file of the folder")
-
-
-def one_line(error: Exception) -> str:
-    """Return the beginning of what an error says, in one line."""
-    return " ".join(str(error).split())[:300]
+def _config(place: Path, named: str | Path) -> PreTrainedConfig:
+    read = partial(
+        AutoConfig.from_pretrained, place, trust_remote_code=False, local_files_only=True
+    )
+    return foreign.guarded(named, read)
 
 
 def stages(run: Path) -> list[Path]:
@@ -279,16 +265,22 @@ def stages(run: Path) -> list[Path]:
 
 
 def read_record(stage: Path) -> dict[str, Any]:
-    """Return a stage's record; raise `CheckpointError` if it is damaged."""
-    return require(stage / RECORD, ("stage", "frozen", "weights", "growth", "fingerprint"))
+    """Return the record of a stage or of what a run was grown from.
+
+    Raises `CheckpointError` if it is damaged.
+    """
+    return read_shaped(stage / RECORD, schema.Record)
 
 
-def require(path: Path, keys: Sequence[str]) -> dict[str, Any]:
-    """Return a JSON object that must have these keys; raise `CheckpointError` if it lacks one."""
+def read_stage(stage: Path) -> dict[str, Any]:
+    """Return the record of a stage that a run trained; raise `CheckpointError` if it is damaged."""
+    return read_shaped(stage / RECORD, schema.StageRecord)
+
+
+def read_shaped(path: Path, kind: type[schema.Shape]) -> dict[str, Any]:
+    """Return a JSON object of a kind; raise `CheckpointError` for a file that holds another."""
     data = read_json(path)
-    lacking = [key for key in keys if key not in data]
-    if lacking:
-        raise CheckpointError(f"{path}: damaged: lacks {lacking[0]!r}")
+    schema.check(path, data, kind)
     return data
 
 

@@ -17,11 +17,12 @@ import torch
 from filelock import FileLock, Timeout
 
 from nacre import config, processes
-from nacre.errors import ConfigError, FingerprintError, Problem
+from nacre.errors import CheckpointError, ConfigError, FingerprintError, Problem
 from nacre.growth import budget
 from nacre.growth import plan as plans
 from nacre.growth.plan import Plan
 from nacre.train import checkpoint, state
+from nacre.untrusted import parse_json, read_lines
 
 PLAN, RUN, METRICS, LOCK = "plan.yaml", "run.json", "metrics.jsonl", ".lock"
 
@@ -199,14 +200,16 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines: list[dict[str, Any]] = []
-    for written in path.read_bytes().splitlines():
-        try:
-            line = json.loads(written)
-        except ValueError:
-            break
-        if not isinstance(line, dict) or not {"stage", "step"} <= line.keys():
-            break
-        lines.append(line)
+    try:
+        for written in read_lines(path):
+            line = parse_json(written)
+            if not isinstance(line, dict) or not {"stage", "step"} <= line.keys():
+                break
+            lines.append(line)
+    except ValueError:
+        pass
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from None
     return lines
 
 

@@ -140,7 +140,9 @@ def growable(plan: Plan) -> Iterator[None]:
     """Turn what a foreign model class raises into the one message that it cannot be grown."""
     try:
         yield
-    except (ValueError, AttributeError, TypeError, IndexError, NotImplementedError) as error:
+    except (
+        ValueError, AttributeError, TypeError, LookupError, ArithmeticError, RuntimeError
+    ) as error:  # fmt: skip
         if plan.start_from is None:
             raise
         reason = " ".join(str(error).split())[:200]

@@ -29,13 +29,10 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from nacre import processes
-from nacre.errors import CheckpointError
-from nacre.train import checkpoint
+from nacre.errors import CheckpointError, one_line
+from nacre.train import checkpoint, schema
 
-PROGRESS = (
-    "stage", "step", "tokens", "seconds", "best", "stale", "cursor", "peak_memory_bytes",
-    "history", "end", "skipped", "processes",
-)  # fmt: skip
+PROGRESS = tuple(name for name in schema.Progress.model_fields if name != "sha256")
 RECORD = "progress.json"
 
 
@@ -54,7 +51,7 @@ class SavedState:
                 reader = HuggingFaceStorageReader(str(self.folder))
                 load_tensors(dict(tensors), storage_reader=reader)
         except (RuntimeError, ValueError, SafetensorError) as error:
-            said = checkpoint.one_line(error)
+            said = one_line(error)
             raise CheckpointError(f"{self.folder}: cannot be read: {said}") from None
 
 
@@ -149,8 +146,10 @@ def check(folder: Path) -> dict[str, Any]:
 
     Raises `CheckpointError` if it is damaged, or if another version of nacre wrote it.
     """
-    progress = checkpoint.require(folder / RECORD, ("sha256",))
-    hashes: dict[str, str] = progress.pop("sha256")
+    progress = checkpoint.read_json(folder / RECORD)
+    hashes = progress.pop("sha256", None)
+    if not isinstance(hashes, dict) or any(Path(name).name != name for name in hashes):
+        raise CheckpointError(f"{folder / RECORD}: damaged: lacks the hashes of its files")
     for name, expected in hashes.items():
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: damaged: {name} is missing")
@@ -161,6 +160,7 @@ def check(folder: Path) -> dict[str, Any]:
     if RECORD not in hashes or lacking:
         without = lacking[0] if lacking else f"the hash of {RECORD}"
         raise CheckpointError(f"{folder}: another version of nacre wrote it, without {without}")
+    schema.check(folder / RECORD, {**progress, "sha256": hashes}, schema.Progress)
     return progress
 
 

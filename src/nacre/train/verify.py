@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +12,15 @@ from safetensors import SafetensorError, safe_open
 from nacre import config
 from nacre import tokenizer as tokenizers
 from nacre.data.shards import TokenStore
-from nacre.errors import CheckpointError, NacreError
+from nacre.errors import CheckpointError, NacreError, one_line
 from nacre.growth import ledger
 from nacre.growth import plan as plans
 from nacre.growth.cache import faults
 from nacre.substrate import Substrate
-from nacre.train import checkpoint, folder, state
+from nacre.train import checkpoint, folder, foreign, state
 from nacre.train.engine import CACHE
 from nacre.train.observer import Observer
+from nacre.untrusted import parse_json, read_lines
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,8 @@ def _tensors(stage: Path) -> None:
     """Hash every tensor of a stage, one at a time, and compare it with the ledger."""
     record = checkpoint.read_record(stage)
     expected: dict[str, str] = record["frozen"] | record["weights"]
-    checkpoint.check_index(stage)
-    owners = checkpoint.require(stage / checkpoint.INDEX, ("weight_map",))["weight_map"]
+    foreign.check_index(stage)
+    owners: dict[str, str] = checkpoint.read_json(stage / checkpoint.INDEX)["weight_map"]
     if set(owners) != set(expected):
         odd = sorted(set(owners) ^ set(expected))
         raise CheckpointError(f"{stage}: index and ledger differ in {len(odd)} tensors: {odd[0]}")
@@ -123,10 +123,8 @@ def _tensors(stage: Path) -> None:
                     if ledger.tensor_hash(file.get_tensor(name)) != expected[name]:
                         message = f"{name} is not what the ledger recorded"
                         raise CheckpointError(f"{stage / shard}: damaged: {message}")
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{stage / shard}: damaged: {checkpoint.one_line(error)}"
-            ) from None
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(f"{stage / shard}: damaged: {one_line(error)}") from None
     if ledger.fingerprint(expected) != record["fingerprint"]:
         raise CheckpointError(f"{stage / checkpoint.RECORD}: its fingerprint is not of its hashes")
 
@@ -155,11 +153,11 @@ def _cache(folder: Path) -> None:
 def _metrics(run: Path) -> None:
     """Check that every step of every stage stands there once, without a gap."""
     last: dict[int, int] = {}
-    for number, written in enumerate((run / folder.METRICS).read_bytes().splitlines(), 1):
+    for number, written in enumerate(read_lines(run / folder.METRICS), 1):
         try:
-            line: dict[str, Any] = json.loads(written)
-            stage, step = line["stage"], line["step"]
-        except (ValueError, KeyError, TypeError):
+            line: dict[str, Any] = parse_json(written)
+            stage, step = int(line["stage"]), int(line["step"])
+        except (ValueError, KeyError, TypeError, OverflowError):
             raise CheckpointError(f"{run / folder.METRICS}, line {number}: damaged") from None
         if "lr" in line and step != last.get(stage, 0) + 1:
             after = last.get(stage, 0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 from nacre.growth.cache.records import Dtype, record_bytes
+from nacre.untrusted import parse_json, read_bytes
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -113,9 +113,9 @@ def manifest_name(part: int) -> str:
 
 def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest:
     """Read the manifest; raises OSError or `Unreadable`."""
-    text = (folder / name).read_bytes()
+    text = read_bytes(folder / name)
     try:
-        data = json.loads(text)
+        data = parse_json(text)
         found = data["format"]
         if type(found) is not int:
             raise TypeError

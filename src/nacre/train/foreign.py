@@ -1,0 +1,283 @@
+"""What a checkpoint's folder must be before `transformers` reads it.
+
+Nothing of a checkpoint is executed, and it costs no more memory than its own files: a folder that
+would make `transformers` run code, follow a path out of the folder, or build what no file holds is
+refused with one message. Only configuration, index and the headers of weights are read here.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from nacre import hub
+from nacre.errors import CheckpointError, NacreError, one_line
+from nacre.untrusted import FILE_BYTES, LARGEST_DEPTH, check_links, parse_json, read_json
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+
+CONFIG_BYTES = 2**22
+HEADER_BYTES = 2**25
+"""Of a file of weights; safetensors itself allows three times as much."""
+
+MOST_DIMENSIONS = 16
+BUFFER_BYTES = 2**28
+"""Of what a model makes for itself and no file holds, such as masks."""
+
+LARGEST_FIELD = 2**40
+MOST_EXPERTS = 2**17
+"""In all blocks together."""
+
+CEILINGS = {
+    **dict.fromkeys(
+        ("layer", "blocks", "depth", "iters", "cycles", "altup", "pretraining_tp"), LARGEST_DEPTH
+    ),
+    "expert": 2**12, "head": 2**16, "label": 2**16, "codebook": 2**16,
+}  # fmt: skip
+"""The most that a whole number of `config.json` may be, by a part of its name: `transformers` makes
+lists of these lengths when it reads it, or modules when it builds the model."""
+
+ELSEWHERE = ("transformers_weights", "configuration_files", "quantization_config_file")
+"""Fields of `config.json` that name other files to read."""
+
+KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation",
+           "_experts_implementation")  # fmt: skip
+"""Fields by which code can be fetched from the hub: those who load a model choose these."""
+
+BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
+    "I64": 64, "U64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+"""Of the types in safetensors."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What the headers of a folder's weights say: how many tensors, of how many numbers in all.
+
+    `packed` is true where there are bytes that may hold more numbers than one.
+    """
+
+    tensors: int
+    numbers: int
+    packed: bool
+
+
+def place(named: str | Path, *, weights: bool = False) -> Path:
+    """Return the checked folder of what is named, a folder here or a name on the hub.
+
+    What the hub has is fetched first, its weights only where `weights` asks for them. Raises
+    CheckpointError.
+    """
+    folder = Path(named)
+    if isinstance(named, str) and not folder.exists() and not named.startswith((".", "/", "~")):
+        folder = guarded(named, lambda: hub.fetch(named))
+        check_folder(folder)
+        if weights:
+            files = [path.name for path in shards(folder)]
+            folder = guarded(named, lambda: hub.fetch(named, [*hub.SMALL, *files]))
+    check_folder(folder)
+    return folder
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder whose files are not its own, or whose configuration asks for others.
+
+    Raises CheckpointError; reads `config.json` and the index of shards.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder")
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(f"{folder}: holds no model ({CONFIG} is missing)")
+    try:
+        check_links(folder)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+    if (folder / ADAPTER).exists():
+        fix = "merge the adapter into its model and save that"
+        raise CheckpointError(f"{folder}: holds an adapter ({ADAPTER}), which is not loaded; {fix}")
+    _check_config(folder / CONFIG, _object(folder / CONFIG, CONFIG_BYTES))
+    check_index(folder)
+
+
+def _object(path: Path, most: int = FILE_BYTES) -> dict[str, Any]:
+    try:
+        data = read_json(path, most)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path.parent}: cannot be loaded: {path.name}: {error}") from None
+    if not isinstance(data, dict):
+        what = f"expected a JSON object, found {type(data).__name__}"
+        raise CheckpointError(f"{path.parent}: cannot be loaded: {path.name}: {what}")
+    return data
+
+
+def _check_config(path: Path, config: Mapping[str, Any]) -> None:
+    for key in ELSEWHERE:
+        if config.get(key) is not None:
+            fix = "take the field out"
+            raise CheckpointError(f"{path}: {key} names other files, which are not read; {fix}")
+    for key, value in _fields(config):
+        own = getattr(PreTrainedConfig, key, None)
+        if callable(own) or key.startswith("__"):
+            raise CheckpointError(f"{path}: {key!r} is no field of a configuration")
+        if key in KERNELS and not (value is None or str(value) in ("eager", "sdpa")):
+            fix = "take the field out"
+            raise CheckpointError(f"{path}: {key} asks for {value!r}, which is not loaded; {fix}")
+        if isinstance(value, int) and abs(value) > (most := _ceiling(key)):
+            raise CheckpointError(f"{path}: {key} is {value:,}, at most {most:,} is allowed")
+    blocks, experts = (_largest(config, part) for part in ("layer", "expert"))
+    if blocks * experts > MOST_EXPERTS:
+        raise CheckpointError(f"{path}: describes {blocks:,} blocks of {experts:,} experts")
+
+
+def _ceiling(key: str) -> int:
+    """Return the most that a whole number may be; sizes are checked by the weights."""
+    parts = () if "size" in key else (most for part, most in CEILINGS.items() if part in key)
+    return min(parts, default=LARGEST_FIELD)
+
+
+def _largest(config: Mapping[str, Any], part: str) -> int:
+    """Return the largest number of something in a configuration, by a part of its fields' names."""
+    found = ((key, n) for key, n in _fields(config) if part in key and "size" not in key)
+    return max((n for _, n in found if type(n) is int), default=0)
+
+
+def _fields(node: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the fields of a configuration, those inside others too."""
+    if isinstance(node, dict):
+        yield from node.items()
+    for child in node.values() if isinstance(node, dict) else node:
+        if isinstance(child, dict | list):
+            yield from _fields(child)
+
+
+def check_index(folder: Path) -> None:
+    """Refuse a folder whose index of shards names files that are not in it, or no safetensors."""
+    if not (folder / INDEX).exists():
+        return
+    data = _object(folder / INDEX)
+    if "weight_map" not in data:
+        raise CheckpointError(f"{folder / INDEX}: damaged: lacks 'weight_map'")
+    shards = data["weight_map"]
+    if not isinstance(shards, dict):
+        raise CheckpointError(f"{folder / INDEX}: weight_map is no mapping of tensors to files")
+    for shard in shards.values():
+        plain = isinstance(shard, str) and shard and Path(shard).name == shard
+        if not plain or set(shard) & {"\\", "\0"}:
+            raise CheckpointError(f"{folder / INDEX}: {shard!r} is no file of the folder")
+        if not shard.endswith(".safetensors"):
+            raise CheckpointError(f"{folder / INDEX}: {shard!r} is no file in safetensors")
+
+
+def shards(folder: Path) -> list[Path]:
+    """Return the files that hold a folder's weights, by its index or by the usual name."""
+    if (folder / INDEX).exists():
+        names = sorted(set(_object(folder / INDEX)["weight_map"].values()))
+    else:
+        names = [WEIGHTS]
+    return [folder / name for name in names]
+
+
+def check_weights(folder: Path, config: PreTrainedConfig, named: str | Path) -> None:
+    """Refuse a configuration that describes more than the folder's weights.
+
+    `transformers` would make up what is missing. Raises CheckpointError also for files that are
+    missing or whose headers are damaged.
+    """
+    stored = stored_in(shards(folder))
+    text = config.get_text_config()
+    claimed = text.num_hidden_layers
+    if claimed > stored.tensors:
+        message = f"describes {claimed:,} blocks, the files hold {stored.tensors:,} tensors"
+        raise CheckpointError(f"{named}: cannot be loaded: {CONFIG} {message}")
+    model = guarded(named, lambda: _empty(config))
+    described = sum(parameter.numel() for parameter in model.parameters())
+    numbers = stored.numbers * (16 if stored.packed else 1)
+    made = sum(buffer.nbytes for buffer in model.buffers())
+    if described > 2 * numbers + 2**20 or made > 8 * numbers + BUFFER_BYTES:
+        message = f"describes {described:,} weights and {made:,} bytes of masks"
+        held = f"the files hold {stored.numbers:,} numbers"
+        raise CheckpointError(f"{named}: cannot be loaded: {CONFIG} {message}, {held}")
+
+
+def _empty(config: PreTrainedConfig) -> PreTrainedModel:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def stored_in(files: Iterable[Path]) -> Stored:
+    """Count what files of weights hold, by their headers; raise CheckpointError if one is damaged.
+
+    The tensors of a sound file lie one after the other and fill it.
+    """
+    tensors = numbers = 0
+    packed = False
+    for path in files:
+        for entry in read_header(path).values():
+            tensors += 1
+            numbers += math.prod(entry["shape"])
+            packed = packed or BITS[entry["dtype"]] <= 8
+    return Stored(tensors, numbers, packed)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Return the entries of a safetensors header: `dtype`, `shape`, `data_offsets` of each tensor.
+
+    Raises CheckpointError for a header that is damaged, or larger than `HEADER_BYTES`.
+    """
+    where = f"{path.parent}: cannot be loaded: {path.name}"
+    if not path.is_file():
+        raise CheckpointError(f"{where} is missing")
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            begin = file.read(8)
+            length = struct.unpack("<Q", begin)[0] if len(begin) == 8 else 0
+            if not 2 <= length <= size - 8:
+                raise CheckpointError(f"{where}: is damaged or cut off: its header does not fit")
+            if length > HEADER_BYTES:
+                message = f"its header has {length:,} bytes, at most {HEADER_BYTES:,} are read"
+                raise CheckpointError(f"{where}: {message}")
+            header = parse_json(file.read(length))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{where}: {error}") from None
+    entries = dict(header) if isinstance(header, dict) else {}
+    entries.pop("__metadata__", None)
+    for name, entry in entries.items():
+        if not _is_entry(entry, size - 8 - length):
+            raise CheckpointError(f"{where}: the header's entry of {name!r} is damaged")
+    return entries
+
+
+def _is_entry(entry: Any, available: int) -> bool:
+    """Say whether a tensor's entry is what safetensors writes, and its bytes are in the file."""
+    try:
+        shape, (begin, end), bits = entry["shape"], entry["data_offsets"], BITS[entry["dtype"]]
+        if len(shape) > MOST_DIMENSIONS:
+            return False
+        whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+        return whole and begin <= end <= available and math.prod(shape) * bits == 8 * (end - begin)
+    except (KeyError, TypeError, ValueError):
+        return False
+
+
+def guarded(folder: str | Path, read: Callable[[], Any]) -> Any:
+    """Return what `read` returns; raise CheckpointError for anything that `transformers` raises.
+
+    A configuration can make it raise errors of every kind.
+    """
+    try:
+        return read()
+    except NacreError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{folder}: cannot be loaded: {one_line(error)}") from None
