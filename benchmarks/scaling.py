@@ -127,7 +127,9 @@ def main() -> None:
 
     began = time.perf_counter()
     errors: dict[str, list[float]] = {"seconds": [], "memory": []}
-    print("| growth | stage | predicted | measured | off by | predicted | measured | off by |")
+    kinds = ("seconds, predicted", "memory, predicted")
+    heads = [head for kind in kinds for head in (kind, "measured", "off by")]
+    print(f"| growth | stage | {' | '.join(heads)} |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
