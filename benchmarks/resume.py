@@ -22,6 +22,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from nacre import config
 from nacre.data import read
@@ -115,12 +116,13 @@ def stopped_run(plan: Plan, out: Path) -> Clock:
         state.save = clock.save
     saved = state.load(out / "state")
     assert saved is not None
+    tensors = load_file(next((out / "state").glob("*.safetensors")))
     cursor, batch = saved.progress["cursor"], plan.training.batch_tokens
     store = TokenStore.open(out / "data" / "01")
     steps = int(0.9 * store.counts["train"].tokens / batch)
     cursor["position"] = steps * batch // plan.model.context
     progress = saved.progress | {"step": steps, "tokens": steps * batch, "cursor": cursor}
-    state.save(out / "state", saved.weights, saved.optimizer, progress)
+    state.save(out / "state", tensors, progress)
     lines = folder.read_metrics(out)
     last = next(line for line in reversed(lines) if "lr" in line)
     for step in range(lines[-1]["step"] + 1, steps + 1):
