@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nacre.report.tables import count
+from nacre.numbers import count
 from nacre.study import charts, page
 from nacre.study.results import by_arm_and_budget
 

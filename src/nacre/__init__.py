@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nacre.growth.plan import Plan
     from nacre.growth.plan import load as load_plan
     from nacre.growth.plan import parse as parse_plan
+    from nacre.listing import read as list_folder
     from nacre.report import write as write_report
     from nacre.study import load as load_study
     from nacre.study import read_results
@@ -46,6 +47,7 @@ _PUBLIC = {
     "generate": ("nacre.generation", "generate"),
     "generate_at_depths": ("nacre.generation", "generate_at_depths"),
     "grow": ("nacre.train.grow", "grow"),
+    "list_folder": ("nacre.listing", "read"),
     "load_composition": ("nacre.composition", "load"),
     "load_plan": ("nacre.growth.plan", "load"),
     "load_study": ("nacre.study", "load"),
@@ -75,6 +77,7 @@ __all__ = [
     "generate",
     "generate_at_depths",
     "grow",
+    "list_folder",
     "load_composition",
     "load_plan",
     "load_study",

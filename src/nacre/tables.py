@@ -17,8 +17,9 @@ from nacre.growth.estimates import (
     RunEstimate,
     StageEstimate,
 )
+from nacre.numbers import count, duration, size
 from nacre.report import stage_table
-from nacre.report.tables import count, duration, short_name, size
+from nacre.report.tables import short_name
 
 
 def stages(records: Sequence[Mapping[str, Any]]) -> Table:

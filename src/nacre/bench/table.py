@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 
 from nacre.bench.measure import Row
-from nacre.report.tables import size
+from nacre.numbers import size
 
 HEADS = ("case", "measured", "peer", "limit", "ratio", "target")
 

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from nacre import folders
 from nacre import tokenizer as tokenizers
 from nacre.errors import CheckpointError, ConfigError, FingerprintError, Problem, one_line
 from nacre.growth import ledger
 from nacre.models import stock
 from nacre.train import checkpoint
 
-RECORD = "composition.json"
+RECORD = folders.COMPOSITION
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 WITHOUT_EFFECT = (
     "_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype", "use_cache",

@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from nacre.numbers import count, size
 from nacre.report.canvas import Theme, canvas, halo, inches, round_ticks, subtitle
 from nacre.report.files import RunFiles, Series, StageView
-from nacre.report.tables import count, size
 
 
 def draw_loss(files: RunFiles, views: Sequence[StageView], theme: Theme, wide: bool) -> Figure:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from nacre.errors import CheckpointError, ConfigError, Problem
 from nacre.evaluate import results
+from nacre.numbers import count
 from nacre.report import depth, scores, section
 from nacre.report.canvas import MARKERS
 from nacre.report.depth_charts import draw_runs
 from nacre.report.files import RunFiles, load_run
 from nacre.report.html import document, picture, render, table, write_folder
 from nacre.report.scores import Scored
-from nacre.report.tables import count, short_name
+from nacre.report.tables import short_name
 
 
 def write(runs: Sequence[Path], out: Path) -> Path:

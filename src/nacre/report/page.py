@@ -10,11 +10,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from nacre.numbers import count, size
 from nacre.report import section
 from nacre.report.charts import CHARTS
 from nacre.report.files import RunFiles, StageView, load_run
 from nacre.report.html import document, pairs, picture, render, table, write_folder
-from nacre.report.tables import count, ledger_table, size, stage_table
+from nacre.report.tables import ledger_table, stage_table
 
 
 def write(run: str | Path, out: Path | None = None) -> Path:

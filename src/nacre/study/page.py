@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from nacre.report.tables import count, size
+from nacre.numbers import count, size
 from nacre.study.charts import CHARTS
 from nacre.study.results import by_arm_and_budget
 from nacre.train import checkpoint

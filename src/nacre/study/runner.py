@@ -24,6 +24,7 @@ from nacre.errors import ConfigError, FingerprintError, NacreError, Problem
 from nacre.evaluate import run as evaluation
 from nacre.evaluate import tasks
 from nacre.evaluate.tasks import Options, Task
+from nacre.folders import STUDY
 from nacre.growth import plan as plans
 from nacre.growth.plan import Plan
 from nacre.study.design import Evaluation, Run, Study
@@ -55,7 +56,7 @@ def run(study: Study, out: str | Path, *, jobs: int = 1, observer: Observer | No
         for warning in plans.warnings(study.plan_of(arm, study.seeds[0], study.budgets_of(arm)[0])):
             observer.warn(f"{arm}: {warning}")
     out.mkdir(parents=True, exist_ok=True)
-    config.write_yaml(study, out / "study.yaml")
+    config.write_yaml(study, out / STUDY)
     waiting = [each for each in runs if not finished(each)]
     observer.phase(study.name, sum(each.tokens for each in runs))
     observer.advance(sum(each.tokens for each in runs if finished(each)))
@@ -118,7 +119,7 @@ def check(study: Study, runs: Sequence[Run], out: Path, jobs: int) -> None:
         raise ConfigError(Problem("--jobs", f"{jobs} is not 1 or more", "leave it out"))
     if out.exists() and not out.is_dir():
         raise ConfigError(Problem("--out", f"{out} is a file", "name a folder"))
-    if out.is_dir() and any(out.iterdir()) and not (out / "study.yaml").exists():
+    if out.is_dir() and any(out.iterdir()) and not (out / STUDY).exists():
         message = f"{out} holds files that are not a study's"
         raise ConfigError(Problem("--out", message, "name a new or empty folder"))
     plans_seen: set[str] = set()

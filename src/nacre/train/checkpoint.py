@@ -23,6 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from nacre import folders
 from nacre.errors import CheckpointError
 from nacre.models import stock
 from nacre.train import foreign, schema
@@ -31,7 +32,7 @@ from nacre.untrusted import parse_json, read_bytes
 
 SUBSTRATE_SHARD = "substrate.safetensors"
 HEAD_SHARD = "head.safetensors"
-RECORD = "stage.json"
+RECORD = folders.STAGE
 
 
 def blocks_shard(stage: int) -> str:

@@ -18,13 +18,12 @@ from filelock import FileLock, Timeout
 
 from nacre import config, processes
 from nacre.errors import CheckpointError, ConfigError, FingerprintError, Problem
+from nacre.folders import LOCK, METRICS, PLAN, RUN
 from nacre.growth import budget
 from nacre.growth import plan as plans
 from nacre.growth.plan import Plan
 from nacre.train import checkpoint, state
 from nacre.untrusted import parse_json, read_lines
-
-PLAN, RUN, METRICS, LOCK = "plan.yaml", "run.json", "metrics.jsonl", ".lock"
 
 
 def claim(out: Path, plan: Plan | None, *, resume: bool, overwrite: bool) -> Plan:
@@ -79,7 +78,7 @@ def held(out: Path) -> Iterator[None]:
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=0.2)  # who only asks, as `nacre ls` does, holds it for an instant
     except Timeout:
         message = f"another process is writing to {out}"
         raise ConfigError(Problem("--out", message, "wait until it ends, or stop it")) from None
