@@ -276,8 +276,8 @@ MALFORMED: list[tuple[str, Any, str]] = [
     ("mmlu", '"' + "x" * 140_000 + '",1,2,3,4,A', "field larger than field limit (131072)"),
     ("pairs", {"sentence_good": "a"}, 'it has no "sentence_bad" with text'),
     ("pairs", {"sentence_good": "", "sentence_bad": "a"}, 'it has no "sentence_good" with text'),
-    ("pairs", "1" * 5000, "it is no JSON (Exceeds the limit"),
-    ("arc", "[" * 100_000, "it is no JSON (maximum recursion depth exceeded"),
+    ("pairs", "1" * 5000, "it is no JSON (a whole number of 5,000 digits"),
+    ("arc", "[" * 100_000, "it is no JSON (nested more than 100 deep"),
 ]
 
 

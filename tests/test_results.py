@@ -199,9 +199,10 @@ def test_a_compositions_fingerprint_is_that_of_experts_rule_and_what_was_trained
     first = results.fingerprint(one)
     assert results.fingerprint(two) == results.fingerprint(bundle) == first
     assert results.fingerprint(other) != first
-    record = checkpoint.read_json(two / "composition.json")
-    record["experts"].reverse()
-    checkpoint.write_json(two / "composition.json", record)
+    for name in ("config.json", "composition.json"):
+        data = checkpoint.read_json(two / name)
+        data["experts"].reverse()
+        checkpoint.write_json(two / name, data)
     assert results.fingerprint(two) != first, "rules may have a number for each"
 
 

@@ -91,8 +91,8 @@ class Record(Shape):
     """`composition.json`."""
 
     mix: dict[str, Any]
-    bundled: bool
     experts: list[Described]
+    bundled: bool
     tokenizer: str
     vocabulary: Number
     context: Number

@@ -121,5 +121,11 @@ def load_run(run: str | Path) -> RunFiles:
         raise CheckpointError(str(error)) from None
     if not isinstance(plan.get("stages"), list) or not plan["stages"]:
         raise CheckpointError(f"{path / folder.PLAN}: is no plan of nacre: it has no stages")
+    begun = max([len(records), *(line["stage"] for line in metrics)])
+    named = plan["stages"][:begun]
+    sound = all(isinstance(each, dict) and "add_blocks" in each for each in named)
+    if len(named) < begun or not sound:
+        message = f"is not the plan of this run: it does not have {begun} stages"
+        raise CheckpointError(f"{path / folder.PLAN}: {message}")
     text = read_text(path / folder.PLAN)
-    return RunFiles(path, plan, text, checkpoint.read_json(path / folder.RUN), metrics, records)
+    return RunFiles(path, plan, text, folder.read_record(path), metrics, records)

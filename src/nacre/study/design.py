@@ -21,7 +21,8 @@ from nacre.growth.plan import Plan, Seed
 
 Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
 ArmName = Annotated[str, Field(pattern=r"^\w[\w-]*$")]  # without a dot: a study's files have one
-Budgets = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+Budget = Annotated[float, Field(gt=0, le=10**9)]
+Budgets = Annotated[tuple[Budget, ...], Field(min_length=1)]
 Axis = Literal["tokens", "flops", "seconds"]
 Measure = Literal["bits_per_byte", "loss", "peak_memory_bytes", "active_parameters"]
 
@@ -38,7 +39,7 @@ class Claim(Section):
     measure: Measure = "bits_per_byte"
     at: Axis = "tokens"
     at_most: PositiveFloat = 1.0
-    budget: PositiveFloat | None = Field(default=None, description="default: the arm's largest")
+    budget: Budget | None = Field(default=None, description="default: the arm's largest")
 
 
 class Evaluation(Section):

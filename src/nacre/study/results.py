@@ -21,7 +21,7 @@ from nacre.evaluate import run as evaluation
 from nacre.evaluate.tasks import Task
 from nacre.study.design import Claim, Run, Study
 from nacre.study.runner import check_plan, evaluation_tasks, finished, jobs_of
-from nacre.train import checkpoint, folder
+from nacre.train import checkpoint, folder, schema
 
 AXES = ("tokens", "flops", "seconds")
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -82,7 +82,7 @@ def _check_text(made: Sequence[Run], study: Study) -> None:
         return
     first: tuple[Run, dict[str, Any]] | None = None
     for run in made:
-        record = checkpoint.read_stage(checkpoint.stages(run.folder)[-1])
+        record = checkpoint.read_stage(checkpoint.stages(run.folder)[-1], schema.CostedRecord)
         first = first or (run, record)
         for part in ("corpus", "tokenizer"):
             if record[part] != first[1][part]:
@@ -105,7 +105,7 @@ def default_claims(study: Study) -> list[Claim]:
 def measure(run: Run, study: Study, tasks: Sequence[Task] = ()) -> dict[str, Any]:
     """Return a finished run's costs, scores and curve; of `tasks` what was kept of scoring it."""
     folders = checkpoint.stages(run.folder)
-    records = [checkpoint.read_stage(path) for path in folders]
+    records = [checkpoint.read_stage(path, schema.CostedRecord) for path in folders]
     last = records[-1]["validation"]
     bits = last["bits_per_byte"]
     known = [evaluation.known_results(path, tasks) if tasks else [] for path in folders]
@@ -376,7 +376,7 @@ def _machine(runs: Sequence[Run]) -> dict[str, Any]:
 
     `jobs` are the numbers of runs that were made side by side.
     """
-    found = [checkpoint.read_json(run.folder / folder.RUN) for run in runs]
+    found = [folder.read_record(run.folder) for run in runs]
     kinds = {str((record["machine"], record["versions"])) for record in found}
     jobs = sorted({number for run in runs for number in jobs_of(run.folder)})
     more = {"mixed": len(kinds) > 1, "jobs": jobs}

@@ -240,12 +240,8 @@ def load_model(folder: str | Path) -> PreTrainedModel:
 
 
 def load_config(folder: str | Path) -> PreTrainedConfig:
-    """Read a checkpoint's configuration, and of its weights, where it has some, the headers."""
-    place = foreign.place(folder)
-    config = _config(place, folder)
-    if any(place.glob("*.safetensors")) and hasattr(config.get_text_config(), "num_hidden_layers"):
-        foreign.check_weights(place, config, folder)
-    return config
+    """Read a checkpoint's configuration without its weights; raises as `load_model` does."""
+    return _config(foreign.place(folder), folder)
 
 
 def _config(place: Path, named: str | Path) -> PreTrainedConfig:
@@ -273,9 +269,12 @@ def read_record(stage: Path) -> dict[str, Any]:
     return read_shaped(stage / RECORD, schema.Record)
 
 
-def read_stage(stage: Path) -> dict[str, Any]:
+def read_stage(stage: Path, kind: type[schema.StageRecord] = schema.StageRecord) -> dict[str, Any]:
     """Return the record of a stage that a run trained; raise `CheckpointError` if it is damaged."""
-    return read_shaped(stage / RECORD, schema.StageRecord)
+    record = read_shaped(stage / RECORD, kind)
+    if f"{record['stage']:02d}" != stage.name:
+        raise CheckpointError(f"{stage / RECORD}: damaged: it is of stage {record['stage']}")
+    return record
 
 
 def read_shaped(path: Path, kind: type[schema.Shape]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from nacre.folders import LOCK, METRICS, PLAN, RUN
 from nacre.growth import budget
 from nacre.growth import plan as plans
 from nacre.growth.plan import Plan
-from nacre.train import checkpoint, state
+from nacre.train import checkpoint, schema, state
 from nacre.untrusted import parse_json, read_lines
 
 
@@ -129,6 +129,11 @@ def _first_difference(old: Any, new: Any, path: str = "") -> str:
     return f"{path} was {old!r}, now {new!r}"
 
 
+def read_record(out: Path) -> dict[str, Any]:
+    """Return `run.json`; raise `CheckpointError` if it is damaged."""
+    return checkpoint.read_shaped(out / RUN, schema.Run)
+
+
 def check_parts(out: Path, fingerprints: Mapping[str, Any]) -> None:
     """Refuse to resume on a tokenizer, substrate or corpus that is not the one the run began with.
 
@@ -136,7 +141,7 @@ def check_parts(out: Path, fingerprints: Mapping[str, Any]) -> None:
     """
     if not (out / RUN).exists():
         return
-    before = checkpoint.read_json(out / RUN).get("fingerprints", {})
+    before = read_record(out).get("fingerprints", {})
     fix = "restore it, or start a new run in another --out"
     for name in ("tokenizer", "substrate"):
         old, new = before.get(name), fingerprints.get(name)
@@ -202,7 +207,7 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
     try:
         for written in read_lines(path):
             line = parse_json(written)
-            if not isinstance(line, dict) or not {"stage", "step"} <= line.keys():
+            if not schema.fits(line, schema.MetricLine):
                 break
             lines.append(line)
     except ValueError:

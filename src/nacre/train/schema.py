@@ -18,7 +18,7 @@ Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
 class Shape(BaseModel):
     """Fields and their kinds; nothing is converted, other fields may be there."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
 
 
 class HeldOut(Shape):
@@ -48,7 +48,7 @@ class Record(Shape):
 
 
 class StageRecord(Record):
-    """`stage.json` of a stage that a run trained, as reports and studies read it."""
+    """`stage.json` of a stage that a run trained, as reports read it."""
 
     depth: Blocks
     new_blocks: Blocks
@@ -58,11 +58,43 @@ class StageRecord(Record):
     seconds: float
     tokens_per_second: float
     peak_memory_bytes: Number
-    flops: float
     trunk_mode: str
     trainable: list[str]
     lora: dict[str, Any] | None
     validation: HeldOut  # pyright: ignore[reportGeneralTypeIssues]
+
+
+class CostedRecord(StageRecord):
+    """The same, as studies compare it."""
+
+    flops: float
+
+
+class MetricLine(Shape):
+    """A line of `metrics.jsonl`: a step, or an evaluation."""
+
+    stage: Annotated[int, Field(gt=0, lt=2**31)]
+    step: Number
+    tokens: Number
+    loss: float = 0.0
+    tokens_per_second: Annotated[float, Field(gt=0)] = 1.0
+    validation: HeldOut | None = None
+
+
+class Fingerprints(Shape):
+    """Of the parts that a run stands on."""
+
+    tokenizer: str | None = None
+    substrate: str | None = None
+    corpora: dict[str, str] = {}
+
+
+class Run(Shape):
+    """`run.json`."""
+
+    fingerprints: Fingerprints = Fingerprints()
+    machine: dict[str, Any] = {}
+    versions: dict[str, str] = {}
 
 
 class Progress(Shape):
@@ -81,6 +113,15 @@ class Progress(Shape):
     skipped: Number
     processes: Number
     sha256: dict[str, str]
+
+
+def fits(data: Any, kind: type[BaseModel]) -> bool:
+    """Say whether data is of a kind."""
+    try:
+        kind.model_validate(data)
+    except ValidationError:
+        return False
+    return True
 
 
 def check(path: Path, data: Mapping[str, Any], kind: type[BaseModel]) -> None:

@@ -56,7 +56,7 @@ def _checks(run: Path) -> Iterator[tuple[str, Callable[[], object]]]:
     plan = run / folder.PLAN
     yield "plan", lambda: plans.parse(config.read_yaml(plan), where=str(plan))
     if (run / folder.RUN).exists():
-        yield "run record", lambda: checkpoint.read_json(run / folder.RUN)
+        yield "run record", lambda: folder.read_record(run)
     if (run / "tokenizer").exists():
         yield "tokenizer", lambda: _tokenizer(run)
     if (run / "substrate").exists():
@@ -88,7 +88,7 @@ def _raise(message: str) -> None:
 
 
 def _recorded(run: Path, part: str) -> str | None:
-    record = checkpoint.read_json(run / folder.RUN) if (run / folder.RUN).exists() else {}
+    record = folder.read_record(run) if (run / folder.RUN).exists() else {}
     return record.get("fingerprints", {}).get(part)
 
 
