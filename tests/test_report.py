@@ -17,7 +17,6 @@ import yaml
 
 from nacre import report
 from nacre.errors import CheckpointError
-from nacre.report import tables
 from nacre.report.canvas import LIGHT
 from nacre.report.charts import draw_bits, draw_loss, draw_resources, smooth
 from nacre.report.page import chain
@@ -476,33 +475,6 @@ def test_sixteen_stages_and_ten_thousand_steps_in_five_seconds(tmp_path: Path) -
     page = read_page(report.write(run.path))
     assert time.process_time() - start < 5
     assert len(page.tables[0]) == 17
-
-
-@pytest.mark.parametrize(
-    ("number", "text"),
-    [
-        (0, "0"), (9_999, "9,999"), (10_000, "10.0K"), (32_864, "32.9K"), (999_949, "999.9K"),
-        (999_950, "1.0M"), (104_900_000, "104.9M"), (999_960_000, "1.00B"), (68.9e9, "68.90B"),
-    ],
-)  # fmt: skip
-def test_count(number: float, text: str) -> None:
-    assert tables.count(number) == text
-
-
-def test_size() -> None:
-    assert [tables.size(n) for n in (519_045_120, 999_400_000, 999_600_000, 1_500_000_000)] == [
-        "519 MB", "999 MB", "1.00 GB", "1.50 GB",
-    ]  # fmt: skip
-    assert [tables.size(n) for n in (999.99e9, 999.999e9, 6.8e14, 8e18)] == [
-        "999.99 GB", "1.00 TB", "680.00 TB", "8000.00 PB",
-    ]  # fmt: skip
-
-
-def test_duration() -> None:
-    seconds = (0.00258, 1.5, 119, 150, 3600, 31_320, 172_799, 172_800, 1.5e6)
-    assert [tables.duration(n) for n in seconds] == [
-        "2.58 ms", "1.5 s", "119 s", "2.5 min", "1.0 h", "8.7 h", "48 h", "2.0 days", "17 days",
-    ]  # fmt: skip
 
 
 def test_smooth_is_the_mean_of_what_is_near() -> None:
