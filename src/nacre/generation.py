@@ -141,7 +141,7 @@ def trace(path: str | Path, prompt: str, sampling: Sampling | None = None) -> li
             "weights": dict(zip(model.expert_names, shares, strict=True)),
         }
         for token, text, shares in zip(
-            tokenizer.convert_ids_to_tokens(new), _pieces(tokenizer, new), shares_TE, strict=True
+            tokenizer.convert_ids_to_tokens(new), pieces(tokenizer, new), shares_TE, strict=True
         )
     ]
 
@@ -164,7 +164,7 @@ def painted(prompt: str, traced: Sequence[Mapping[str, Any]]) -> Text:
     return text
 
 
-def _pieces(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Iterator[str]:
+def pieces(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Iterator[str]:
     """Yield what each token adds to the text; the last token of a character adds all of it."""
     shown = ""
     for end in range(1, len(ids) + 1):

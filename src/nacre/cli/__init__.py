@@ -6,7 +6,7 @@ whose state was saved.
 """
 
 # In the order of `nacre --help`.
-from nacre.cli import grow, plan, listing, generate, compose, evaluate, fleet, machine, parts  # noqa: F401, I001
+from nacre.cli import grow, plan, listing, generate, compose, evaluate, play, fleet, machine, parts  # noqa: F401, I001
 from nacre.cli.console import main
 
 __all__ = ["main"]

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from nacre.report.canvas import LIGHT, MARKERS, canvas, legend, subtitle
+from nacre.report.canvas import LIGHT, MARKERS, Theme, canvas, legend, subtitle
 from nacre.report.charts import tick
 from nacre.study.results import by_arm_and_budget, mean_curve
 
@@ -17,14 +17,16 @@ COSTS = {"seconds": "seconds of training", "tokens": "tokens"}
 Looks = Mapping[str, tuple[str, str]]
 
 
-def draw_budgets(found: Mapping[str, Any]) -> Figure | None:
+def draw_budgets(
+    found: Mapping[str, Any], theme: Theme = LIGHT, wide: bool = True
+) -> Figure | None:
     """Draw the final bits per byte of every arm against wall-clock and tokens; bars span seeds."""
     runs = [run for run in found["runs"] if run["bits_per_byte"] is not None]
     if not runs:
         return None
-    figure, axes, looks = _panels(runs, "Held-out bits per byte of finished runs")
+    figure, axes, looks = _panels(runs, theme, wide, "Held-out bits per byte of finished runs")
     names = f"seeds {', '.join(map(str, found['study']['seeds']))}: mean, lowest and highest"
-    subtitle(figure, LIGHT, names)
+    subtitle(figure, theme, names)
     for ax, cost in zip(axes, COSTS, strict=True):
         for arm, (color, marker) in looks.items():
             middle = mean_curve(runs, arm, cost)
@@ -33,11 +35,11 @@ def draw_budgets(found: Mapping[str, Any]) -> Figure | None:
             for (x, _), (_, group) in zip(middle, sorted(own.items()), strict=True):
                 ends = [run["bits_per_byte"] for run in group]
                 ax.vlines(x, min(ends), max(ends), color=color, linewidth=1.2)
-        _finish(ax, cost)
+        _finish(ax, cost, theme)
     return figure
 
 
-def draw_curves(found: Mapping[str, Any]) -> Figure | None:
+def draw_curves(found: Mapping[str, Any], theme: Theme = LIGHT, wide: bool = True) -> Figure | None:
     """Draw held-out bits per byte over the run, of every arm's largest budget and first seed."""
     chosen: dict[str, Mapping[str, Any]] = {}
     for run in found["runs"]:
@@ -46,8 +48,10 @@ def draw_curves(found: Mapping[str, Any]) -> Figure | None:
             chosen[run["arm"]] = run
     if not chosen:
         return None
-    figure, axes, looks = _panels(list(chosen.values()), "Held-out bits per byte during a run")
-    subtitle(figure, LIGHT, "the largest budget of each arm, first seed; marks end stages")
+    figure, axes, looks = _panels(
+        list(chosen.values()), theme, wide, "Held-out bits per byte during a run"
+    )
+    subtitle(figure, theme, "the largest budget of each arm, first seed; marks end stages")
     for ax, cost in zip(axes, COSTS, strict=True):
         for arm, run in chosen.items():
             color, marker = looks[arm]
@@ -65,34 +69,36 @@ def draw_curves(found: Mapping[str, Any]) -> Figure | None:
             if p[cost] > run[cost] / 20
         ]
         ax.set_ylim(min(later) * 0.98, max(later) * 1.02)
-        _finish(ax, cost)
+        _finish(ax, cost, theme)
     return figure
 
 
-def _panels(runs: Sequence[Mapping[str, Any]], title: str) -> tuple[Figure, list[Axes], Looks]:
+def _panels(
+    runs: Sequence[Mapping[str, Any]], theme: Theme, wide: bool, title: str
+) -> tuple[Figure, list[Axes], Looks]:
     """Return a figure with one axes for each kind of cost, and how every arm looks."""
     arms = list(dict.fromkeys(run["arm"] for run in runs))
-    figure, axes = canvas(title, LIGHT, wide=True, height=4.6, columns=len(COSTS))
+    figure, axes = canvas(title, theme, wide, height=4.6, columns=len(COSTS))
     looks: Looks = {
         arm: (
-            LIGHT.lines[index % len(LIGHT.lines)],
-            list(MARKERS)[(index + index // len(LIGHT.lines)) % len(MARKERS)],
+            theme.lines[index % len(theme.lines)],
+            list(MARKERS)[(index + index // len(theme.lines)) % len(MARKERS)],
         )
         for index, arm in enumerate(arms)
     }
-    legend(figure, looks, wide=True)
+    legend(figure, looks, wide)
     return figure, axes, looks
 
 
-def _finish(ax: Axes, cost: str) -> None:
+def _finish(ax: Axes, cost: str, theme: Theme) -> None:
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: tick(x)))
-    ax.set_xlabel(COSTS[cost], color=LIGHT.muted, size=9, labelpad=4)
+    ax.set_xlabel(COSTS[cost], color=theme.muted, size=9, labelpad=4)
 
 
-CHARTS: Mapping[str, tuple[Callable[[Mapping[str, Any]], Figure | None], str]] = {
+CHARTS: Mapping[str, tuple[Callable[..., Figure | None], str]] = {
     "budgets": (draw_budgets, "Held-out bits per byte against wall-clock and tokens, by arm"),
     "curves": (draw_curves, "Held-out bits per byte over the run, by arm"),
 }
