@@ -99,7 +99,7 @@ def _look(line: Line) -> tuple[str, bool, bool]:
 
 
 def _frames(xs: Point, ys: Point, longest: int) -> list[tuple[str, _Frame]]:
-    right = 16 + round(LETTER * min(max(longest, 6), 18))
+    right = 28 + round(1.15 * LETTER * min(max(longest, 6), 18))
     return [
         ("wide", _Frame(920, 340, 52, right, 30, 44, xs, ys)),
         ("narrow", _Frame(400, 300, 46, right, 30, 44, xs, ys)),
@@ -158,6 +158,10 @@ def _inside(
         parts.append(_words(frame.x(value), base + 18, tick(value), "x"))
     parts.append(_words((frame.left + end) / 2, frame.height - 6, x_label, "x"))
     parts += [_stroke(line, frame) for line in sorted(lines, key=lambda line: not line.faint)]
+    highest = max(y for line in lines for _, y in line.points)
+    if highest > frame.ys[1]:
+        above = f"↑ up to {y_format(highest)}"
+        parts.append(_words(frame.left + 8, frame.top + 14, above, "above"))
     return "".join([*parts, *_names([line for line in lines if not line.faint], frame, y_format)])
 
 

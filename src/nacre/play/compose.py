@@ -11,7 +11,7 @@ from nacre.errors import ConfigError, Problem
 from nacre.generation import Sampling, pieces
 from nacre.models.rules import RULES, Rule
 from nacre.play.chart import Line, draw_lines
-from nacre.play.grow import prompt_ids, stops
+from nacre.play.grow import begin, stops
 from nacre.play.markup import details, quoted, token, tokens
 from nacre.play.models import Mixtures
 from nacre.play.sampling import draw
@@ -64,13 +64,13 @@ def continue_mixed(
 ) -> Iterator[Traced]:
     """Yield the prompt and its continuation so far, with every token's shares.
 
-    Raises as `Mixtures.model`, `prompt_ids` and `Sampling` do.
+    Raises as `Mixtures.model`, `begin` and `Sampling` do.
     """
     model, tokenizer = mixtures.model(names, rule), mixtures.tokenizer
-    ids_BT = prompt_ids(prompt, tokenizer, model, sampling.max_new_tokens)
+    ids_BT, fitting = begin(prompt, tokenizer, model, sampling)
     read = ids_BT[0].tolist() if prompt else []
     ids, shares = list(read), [[]] * min(1, len(read))
-    for drawn in draw(model, ids_BT, sampling, stops(tokenizer)):
+    for drawn in draw(model, ids_BT, fitting, stops(tokenizer)):
         ids.append(drawn.token)
         shares += drawn.shares
         yield Traced(tuple(names), list(pieces(tokenizer, ids)), list(shares), len(read))

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import html
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -29,22 +30,22 @@ FAR = 3.0  # nats; a difference this large has all its colour
 CHUNK = 128  # positions whose logits are held at once
 
 
-def prompt_ids(
-    prompt: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, new: int
-) -> torch.Tensor:
-    """Return a prompt's ids, int64 `[1, T]`; an empty prompt is the start of a document.
+def begin(
+    prompt: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, sampling: Sampling
+) -> tuple[torch.Tensor, Sampling]:
+    """Return a prompt's ids, int64 `[1, T]`, and the sampling with no more tokens than fit.
 
-    Raises ConfigError for a text that is too long, alone or together with `new` tokens.
+    An empty prompt is the start of a document. Raises ConfigError for a text that is too long.
     """
     check_length(prompt, "The prompt")
     tokenizers.check_text(prompt, "The prompt")
     ids = tokenizer(prompt)["input_ids"] or [tokenizers.end_of_document(tokenizer)]
-    context = context_of(model)
-    if context is not None and len(ids) + new > context:
-        message = f"its {len(ids)} tokens and {new} new ones are more than this model reads"
-        fix = f"{context} in all: shorten the prompt, or ask for fewer new tokens"
-        raise ConfigError(Problem("The prompt", message, fix))
-    return torch.tensor([ids])
+    room = (context_of(model) or sys.maxsize) - len(ids)
+    if room < 1:
+        message = f"{len(ids)} tokens leave no room for new ones"
+        raise ConfigError(Problem("The prompt", message, f"this model reads {len(ids) + room}"))
+    fitting = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
+    return torch.tensor([ids]), fitting
 
 
 def check_length(text: str, what: str) -> None:
@@ -69,14 +70,14 @@ def continue_at(
 ) -> Iterator[list[str]]:
     """Yield the continuations so far at the depths `places`, which take turns token by token.
 
-    Each depth draws with the same seed. Raises as `prompt_ids` and `Sampling` do.
+    Each depth draws with the same seed. Raises as `begin` and `Sampling` do.
     """
     tokenizer = depths.tokenizer
     drawing: list[Iterator[int]] = []
     for place in places:
         model = depths.model(place)
-        ids_BT = prompt_ids(prompt, tokenizer, model, sampling.max_new_tokens)
-        drawn = draw(model, ids_BT, sampling, stops(tokenizer))
+        ids_BT, fitting = begin(prompt, tokenizer, model, sampling)
+        drawn = draw(model, ids_BT, fitting, stops(tokenizer))
         drawing.append(each.token for each in drawn)
     ids: list[list[int]] = [[] for _ in places]
     texts = [""] * len(places)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nacre.errors import CheckpointError
 from nacre.play.chart import Interval, draw_intervals
-from nacre.play.markup import details, notice
+from nacre.play.markup import details, notice, waiting
 from nacre.report.html import figure, render, table
 from nacre.study.charts import CHARTS
 from nacre.study.page import RESULTS, about, arm_rows, comparison_rows, crossing, score_rows
@@ -25,26 +25,22 @@ def read(folder: Path) -> dict[str, Any]:
     return checkpoint.require(folder / RESULTS, PARTS)
 
 
-def show(folder: Path) -> str:
-    """Return everything that the tab shows of a study, as its results are now."""
+def show(folder: Path) -> Iterator[str]:
+    """Yield what the tab shows of a study: verdicts, ratios and tables, then the charts as well."""
     try:
         found = read(folder)
-        return "".join(
-            [
-                f'<p class="summary">{html.escape(found["study"]["about"] or "")}</p>',
-                f'<p class="note">{html.escape(about(found))}</p>',
-                verdicts(found),
-                ratios(found),
-                *_charts(found),
-                f"<h2>Arms</h2>{table(arm_rows(found['runs']))}",
-                _tables(found),
-            ]
+        head = (
+            f'<p class="summary">{html.escape(found["study"]["about"] or "")}</p>'
+            f'<p class="note">{html.escape(about(found))}</p>{verdicts(found)}{ratios(found)}'
         )
+        tables = f"<h2>Arms</h2>{table(arm_rows(found['runs']))}{_tables(found)}"
+        yield head + waiting("Drawing the charts…") + tables
+        yield head + "".join(_charts(found)) + tables
     except CheckpointError as error:
-        return notice(str(error))
+        yield notice(str(error))
     except (KeyError, TypeError, IndexError) as error:
         fix = f"write it again with `nacre study ... --no-run --out {folder}`"
-        return notice(f"{folder / RESULTS}: damaged: lacks {error}; {fix}")
+        yield notice(f"{folder / RESULTS}: damaged: lacks {error}; {fix}")
 
 
 def verdicts(found: Mapping[str, Any]) -> str:

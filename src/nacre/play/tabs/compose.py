@@ -15,6 +15,8 @@ from nacre.play.tabs.parts import FALLBACK, area, on, sampling, sampling_control
 if TYPE_CHECKING:
     from nacre.models.rules import Rule
 
+PROMPT = 20  # tokens of the text of each of two experts that the box begins with
+
 OPTIONS: Mapping[str, str] = {
     "switch": "switch: chance that the text changes its expert at a token",
     "decay": "decay: what an expert keeps of its sum at each token",
@@ -94,8 +96,8 @@ def _begin(shown: Shown, sliders: int) -> Iterator[Any]:
         for name in known
     ]
     samples = [
-        sample_text(_run_of(expert.path), mixtures.tokenizer, 16)
-        for expert in mixtures.experts.values()
+        sample_text(_run_of(mixtures.experts[name].path), mixtures.tokenizer, PROMPT).strip()
+        for name in playing[:2]
     ]
     yield (
         compose.experts(mixtures, playing),
@@ -105,7 +107,7 @@ def _begin(shown: Shown, sliders: int) -> Iterator[Any]:
         *(gr.update(value=getattr(rule, key), visible=key in has) for key in OPTIONS),
         gr.update(visible="prior" in has or "weights" in has),
         *[*weights, *[gr.skip()] * sliders][:sliders],
-        next((text.strip() for text in samples if text), FALLBACK),
+        " ".join(filter(None, samples)) or FALLBACK,
     )
 
 

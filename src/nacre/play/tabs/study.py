@@ -27,7 +27,7 @@ def build(shown: Shown, page: gr.Blocks) -> None:
     def read() -> Iterator[str]:
         from nacre.play import study
 
-        yield study.show(path)
+        yield from study.show(path)
 
     on(page.load, read, None, out)
     on(again.click, read, None, out)
