@@ -153,5 +153,7 @@ def serve(
             await super().startup(sockets)
             ready(address)
 
-    settings: dict[str, Any] = {"log_level": "warning", "access_log": False, "lifespan": "on"}
+    settings: dict[str, Any] = {
+        "log_level": "warning", "access_log": False, "timeout_graceful_shutdown": 1,
+    }  # fmt: skip
     Server(uvicorn.Config(app, **settings)).run(sockets=[listening])

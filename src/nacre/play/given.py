@@ -73,7 +73,8 @@ def look(paths: Sequence[str | Path]) -> Given:
             problems.append(Problem(str(path), "is named twice", "name it once"))
         else:
             found[kind].append(folder)
-    for kind in ("composition", "study"):
+    single: tuple[Kind, ...] = ("composition", "study")
+    for kind in single:
         for path in found[kind][1:]:
             fix = "open it with a `nacre play` of its own"
             problems.append(Problem(str(path), f"is a second {kind}", fix))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gradio as gr
+from gradio import themes
 
 
 def theme() -> gr.Theme:
@@ -50,5 +51,5 @@ def theme() -> gr.Theme:
         "button_secondary_shadow": "none", "checkbox_label_shadow": "none",
         "block_title_text_weight": "600", "block_title_text_size": ".9rem",
     }  # fmt: skip
-    base = gr.themes.Base(text_size="lg", radius_size="md", font=sans, font_mono=mono)
+    base = themes.Base(text_size="lg", radius_size="md", font=sans, font_mono=mono)
     return base.set(**colors, **plain)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from nacre.errors import CheckpointError
+from nacre.errors import CheckpointError, NacreError
 from nacre.play.given import Given
 
 if TYPE_CHECKING:
@@ -74,10 +75,10 @@ class Shown:
         return substrate.load(self.ground)
 
     def warm(self) -> None:
-        """Load what the first click would otherwise wait for, in the background."""
+        """Load the models of all depths in the background; an error is said by who asks for one."""
 
         def work() -> None:
-            if self.given.model is not None:
+            with contextlib.suppress(NacreError):
                 self.depths().load_all()
 
         threading.Thread(target=work, daemon=True).start()

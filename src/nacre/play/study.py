@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from nacre.errors import CheckpointError
 from nacre.play.chart import Interval, draw_intervals
 from nacre.play.markup import details, notice, waiting
+from nacre.report.canvas import Theme
 from nacre.report.html import figure, render, table
 from nacre.study.charts import CHARTS
 from nacre.study.page import RESULTS, about, arm_rows, comparison_rows, crossing, score_rows
@@ -95,10 +98,18 @@ def ratios(found: Mapping[str, Any]) -> str:
 def _charts(found: Mapping[str, Any]) -> list[str]:
     """Return the study's charts, for light and dark, wide and narrow screens."""
     return [
-        figure(render(name, partial(draw, found), alt))
+        figure(render(name, partial(_drawn, draw, found), alt))
         for name, (draw, alt) in CHARTS.items()
         if found["runs"] and (name != "budgets" or _scored(found))
     ]
+
+
+def _drawn(
+    draw: Callable[..., Figure | None], found: Mapping[str, Any], theme: Theme, wide: bool
+) -> Figure:
+    drawn = draw(found, theme, wide)
+    assert drawn is not None, "there are runs to draw"
+    return drawn
 
 
 def _scored(found: Mapping[str, Any]) -> bool:

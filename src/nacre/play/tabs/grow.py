@@ -38,13 +38,16 @@ def build(shown: Shown, page: gr.Blocks) -> None:
 
 
 def _begin(shown: Shown) -> Iterator[tuple[str, str, str]]:
-    """Fill the boxes with text of the run itself, and load the models meanwhile."""
+    """Fill the boxes with text of the run itself, while the models are loaded beside it.
+
+    Nothing may follow the last `yield`: the end of an event writes its values once more.
+    """
     from nacre.play.models import sample_text
 
     depths = shown.depths()
     prompt, text = (sample_text(depths.path, depths.tokenizer, size) for size in (PROMPT, TEXT))
+    shown.warm()
     yield "", prompt.rstrip() or FALLBACK, text or FALLBACK
-    depths.load_all()
 
 
 def _continuing(shown: Shown, known: Sequence[int]) -> gr.Textbox:
@@ -73,7 +76,7 @@ def _continuing(shown: Shown, known: Sequence[int]) -> gr.Textbox:
     inputs = [prompt, place, *drawing]
     clicked = on(go.click, one, inputs, out)
     beside = on(every.click, all_depths, [prompt, *drawing], out, cancels=[clicked])
-    on(place.release, one, inputs, out, trigger_mode="always_last", cancels=[clicked, beside])
+    on(place.input, one, inputs, out, trigger_mode="always_last", cancels=[clicked, beside])
     on(prompt.submit, one, inputs, out, cancels=[clicked, beside])
     return prompt
 
