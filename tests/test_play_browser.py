@@ -56,7 +56,9 @@ def served(*paths: Path) -> Iterator[str]:
 
     listening = app.listen("127.0.0.1", 0)
     page = app.application(given.look(paths))
-    config = uvicorn.Config(page, log_level="critical", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        page, log_level="critical", timeout_graceful_shutdown=1, timeout_keep_alive=60
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()

@@ -6,9 +6,11 @@ transformers, matplotlib) is imported by the first event of a page that is alrea
 
 from __future__ import annotations
 
+import inspect
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,7 +46,8 @@ def application(given: Given, *, token: str = "", loopback: bool = True) -> Guar
     """Return the whole page as an ASGI application; with a `token` it must be brought."""
     require_gradio()
     os.environ.update(QUIET)
-    import gradio
+    with _without_stubs():
+        import gradio
     from fastapi import FastAPI
 
     from nacre.play.look import theme
@@ -71,6 +74,27 @@ def application(given: Given, *, token: str = "", loopback: bool = True) -> Guar
         run_history=False,
     )
     return Guard(served, hosts=LOOPBACK if loopback else (), token=token)
+
+
+@contextmanager
+def _without_stubs() -> Iterator[None]:
+    """Keep Gradio from writing a type stub beside each of its modules while it is imported.
+
+    That is almost half of its import, and changes an installed package. It lets a component be
+    whose source has no file.
+    """
+    find = inspect.getfile
+
+    def hidden(found: Any) -> str:
+        if getattr(found, "__module__", "").startswith("gradio."):
+            raise OSError("no stub is wanted")
+        return find(found)
+
+    inspect.getfile = hidden
+    try:
+        yield
+    finally:
+        inspect.getfile = find
 
 
 def _asset(name: str) -> str:
@@ -155,5 +179,6 @@ def serve(
 
     settings: dict[str, Any] = {
         "log_level": "warning", "access_log": False, "timeout_graceful_shutdown": 1,
+        "timeout_keep_alive": 60,
     }  # fmt: skip
     Server(uvicorn.Config(app, **settings)).run(sockets=[listening])

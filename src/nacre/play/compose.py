@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nacre.errors import ConfigError, Problem
@@ -158,8 +159,14 @@ def experts(mixtures: Mixtures, names: Sequence[str]) -> str:
             "blocks": str(len(expert.layout.blocks)),
             "parameters": count(expert.layout.parameters),
             "context": str(expert.context),
-            "folder": str(expert.path),
+            "folder": _from_here(expert.path),
         }
         for name, expert in mixtures.experts.items()
     ]
     return table(rows, code=("folder",))
+
+
+def _from_here(path: Path) -> str:
+    """Return a path as seen from the current folder, if it is inside."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -66,7 +66,9 @@ def look(paths: Sequence[str | Path]) -> Given:
         problems.append(Problem("PATH", "there is none", fix))
     for path in map(Path, paths):
         folder = path.parent if path.name in SIGNS and path.is_file() else path
-        kind = next((kind for sign, kind in SIGNS.items() if (folder / sign).is_file()), None)
+        kind: Kind | None = next(
+            (kind for sign, kind in SIGNS.items() if (folder / sign).is_file()), None
+        )
         if kind is None:
             problems.append(Problem(str(path), *_nothing(path)))
         elif folder in found[kind]:
@@ -74,10 +76,10 @@ def look(paths: Sequence[str | Path]) -> Given:
         else:
             found[kind].append(folder)
     single: tuple[Kind, ...] = ("composition", "study")
-    for kind in single:
-        for path in found[kind][1:]:
+    for one in single:
+        for path in found[one][1:]:
             fix = "open it with a `nacre play` of its own"
-            problems.append(Problem(str(path), f"is a second {kind}", fix))
+            problems.append(Problem(str(path), f"is a second {one}", fix))
     if problems:
         raise ConfigError(problems)
     return Given(

@@ -81,6 +81,7 @@ def build(shown: Shown, page: gr.Blocks) -> None:
 
 def _begin(shown: Shown, sliders: int) -> Iterator[Any]:
     """Show the composition as it is on disk: its experts, rule, options and weights."""
+    from nacre.composition.folder import context
     from nacre.models.rules import RULES
     from nacre.play import compose
     from nacre.play.models import sample_text
@@ -95,8 +96,9 @@ def _begin(shown: Shown, sliders: int) -> Iterator[Any]:
         gr.update(visible=True, label=name, value=shares.get(name, largest) / largest)
         for name in known
     ]
+    size = min(PROMPT, context(list(mixtures.experts.values())) // 4)
     samples = [
-        sample_text(_run_of(mixtures.experts[name].path), mixtures.tokenizer, PROMPT).strip()
+        sample_text(_run_of(mixtures.experts[name].path), mixtures.tokenizer, size).strip()
         for name in playing[:2]
     ]
     yield (
