@@ -233,6 +233,19 @@ def test_mixtures_that_cannot_be_are_refused_in_words(mixtures: Mixtures, tiny_r
     assert not set(mixtures.rules) & set(TRAINED)
 
 
+def test_a_run_that_does_not_fit_a_composition_is_left_out_and_said(
+    pair: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    odd = tmp_path / "odd"
+    shutil.copytree(tiny_run / "stages/02", odd)
+    settings = json.loads((odd / "config.json").read_text())
+    settings["vocab_size"] += 1
+    (odd / "config.json").write_text(json.dumps(settings))
+    mixtures = Mixtures(pair, [odd])
+    assert list(mixtures.experts) == ["low", "high"]
+    assert "odd cannot join: vocab_size" in compose.experts(mixtures, ["low"])
+
+
 def test_rules_take_the_options_they_have_and_weights_that_differ() -> None:
     options = {"decay": 0.5, "k": 2.0, "switch": 0.1}
     assert compose.rule_of("top-k", [1, 1], options) == Rule("top-k", decay=0.5, k=2)

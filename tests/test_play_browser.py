@@ -259,7 +259,7 @@ def look_at(page: Any, tab: str) -> None:
     elif tab == "Compose":
         filled(page, "Prompt")
         press(page, "Continue")
-        page.wait_for_selector("#mixed .token.new")
+        page.wait_for_selector("#mixed .token.new, #mixed [role=alert]")
     else:
         wanted = {"Substrate": "#map canvas", "Run": "#run .status", "Study": "#study picture"}
         page.wait_for_selector(wanted[tab])
@@ -308,16 +308,24 @@ def test_the_keyboard_alone_is_enough(address: str, visit: Open) -> None:
 
 @pytest.mark.skipif("NACRE_PLAY_PICTURES" not in os.environ, reason="makes pictures when asked to")
 def test_pictures_for_the_documents(visit: Open) -> None:
-    paths = [Path(path) for path in os.environ["NACRE_PLAY_PICTURES"].split(":")]
-    out = ROOT / "docs/images"
+    from PIL import Image
+
+    run, mixed, compared = map(Path, os.environ["NACRE_PLAY_PICTURES"].split(":"))
     views: Sequence[tuple[str, Any, str]] = [
         ("", {"width": 1080, "height": 900}, "light"), ("-phone-dark", PHONE, "dark"),
     ]  # fmt: skip
-    with served(*paths) as url:
-        for suffix, size, theme in views:
-            page = visit(url, size=size, theme=theme)
-            for tab in TABS:
-                look_at(page, tab)
-                time.sleep(1)
-                page.mouse.move(5, 5)
-                page.screenshot(path=out / f"play-{tab.lower()}{suffix}.png", full_page=True)
+    for folder, tabs in (
+        (run, ("Grow", "Substrate", "Run")), (mixed, ("Compose",)), (compared, ("Study",)),
+    ):  # fmt: skip
+        with served(folder) as url:
+            for suffix, size, theme in views:
+                page = visit(url, size=size, theme=theme)
+                for tab in tabs:
+                    look_at(page, tab)
+                    page.mouse.move(5, 5)
+                    time.sleep(2)
+                    tall = min(page.evaluate("document.body.scrollHeight"), 1.9 * size["height"])
+                    clip = {"x": 0, "y": 0, "width": size["width"], "height": tall}
+                    path = ROOT / f"docs/images/play-{tab.lower()}{suffix}.png"
+                    page.screenshot(path=path, full_page=True, clip=clip)
+                    Image.open(path).convert("RGB").quantize(96).save(path, optimize=True)

@@ -161,7 +161,7 @@ def _inside(
     highest = max(y for line in lines for _, y in line.points)
     if highest > frame.ys[1]:
         above = f"↑ up to {y_format(highest)}"
-        parts.append(_words(frame.left + 8, frame.top + 14, above, "above"))
+        parts.append(_words(frame.left + 0.12 * frame.width, frame.top + 14, above, "above"))
     return "".join([*parts, *_names([line for line in lines if not line.faint], frame, y_format)])
 
 

@@ -151,7 +151,7 @@ def posterior(traced: Traced) -> str:
 
 
 def experts(mixtures: Mixtures, names: Sequence[str]) -> str:
-    """Return a table of all experts: what each is, and whether it plays."""
+    """Return a table of all experts, what each is and whether it plays, and who cannot join."""
     rows = [
         {
             "expert": name,
@@ -163,7 +163,11 @@ def experts(mixtures: Mixtures, names: Sequence[str]) -> str:
         }
         for name, expert in mixtures.experts.items()
     ]
-    return table(rows, code=("folder",))
+    left_out = "".join(
+        f'<p class="note">{html.escape(f"{name} cannot join: {why}")}</p>'
+        for name, why in mixtures.left_out.items()
+    )
+    return table(rows, code=("folder",)) + left_out
 
 
 def _from_here(path: Path) -> str:

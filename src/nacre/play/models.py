@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nacre import composition
 from nacre import tokenizer as tokenizers
-from nacre.composition.expert import check_agreement, read_experts
+from nacre.composition.expert import Expert, check_agreement, read_experts
 from nacre.composition.folder import configuration
 from nacre.data.shards import SPLITS, TokenStore
 from nacre.errors import CheckpointError, ConfigError, NacreError, Problem
@@ -118,7 +118,8 @@ class Mixtures:
     """Experts, each loaded once, and the compositions of some of them under some rule.
 
     `folder` is a composition on disk, or None where `others` are to be composed; `others` are runs
-    and checkpoints that may join. Nothing is written. Safe to use from any thread.
+    and checkpoints that may join. One that does not fit the folder's experts is in `left_out`, with
+    the reason. Nothing is written. Safe to use from any thread.
     """
 
     def __init__(self, folder: Path | None, others: Sequence[Path] = ()) -> None:
@@ -131,7 +132,9 @@ class Mixtures:
         known = read_experts(places, self.own) if folder else []
         inside = {expert.path for expert in known}
         new = [path for path in others if Path(checkpoint.newest(path)).resolve() not in inside]
-        self.experts = {e.name: e for e in [*known, *read_experts(new, None, self.own)]}
+        self.left_out: dict[str, str] = {}
+        joining = [e for e in read_experts(new, None, self.own) if self._joins(e, known)]
+        self.experts = {expert.name: expert for expert in [*known, *joining]}
         if len(self.experts) < 2:
             fix = "name a composition, or two or more runs or checkpoints"
             raise ConfigError(Problem("PATH", "one expert alone is no composition", fix))
@@ -139,6 +142,14 @@ class Mixtures:
         self._lock = threading.Lock()
         self._loaded: dict[str, PreTrainedModel] = {}
         self._mixed: dict[tuple[tuple[str, ...], str], ComposedForCausalLM] = {}
+
+    def _joins(self, expert: Expert, known: Sequence[Expert]) -> bool:
+        """Tell whether another expert fits a composition's own, and keep why one does not."""
+        try:
+            check_agreement([*known[:1], expert])
+        except NacreError as error:
+            self.left_out[expert.name] = str(error)
+        return expert.name not in self.left_out
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
