@@ -429,7 +429,7 @@ def test_the_style_sheet_has_the_colours_of_a_report() -> None:
         inside = style[style.index(f"{selector} {{") :].partition("}")[0]
         found = dict(re.findall(r"--([\w-]+): (#\w{6})", inside))
         named = {
-            name.replace("_", "-"): getattr(theme, name)
+            {"grid": "rule"}.get(name, name).replace("_", "-"): getattr(theme, name)
             for name in (
                 "paper",
                 "ink",
