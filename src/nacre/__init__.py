@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nacre.growth.plan import load as load_plan
     from nacre.growth.plan import parse as parse_plan
     from nacre.listing import read as list_folder
+    from nacre.publish import from_pretrained, push_to_hub
     from nacre.report import write as write_report
     from nacre.study import load as load_study
     from nacre.study import read_results
@@ -44,6 +45,7 @@ _PUBLIC = {
     "estimate": ("nacre.growth.budget", "estimate"),
     "evaluate_checkpoints": ("nacre.evaluate.run", "evaluate"),
     "examine": ("nacre.doctor", "examine"),
+    "from_pretrained": ("nacre.publish", "from_pretrained"),
     "generate": ("nacre.generation", "generate"),
     "generate_at_depths": ("nacre.generation", "generate_at_depths"),
     "grow": ("nacre.train.grow", "grow"),
@@ -52,6 +54,7 @@ _PUBLIC = {
     "load_plan": ("nacre.growth.plan", "load"),
     "load_study": ("nacre.study", "load"),
     "parse_plan": ("nacre.growth.plan", "parse"),
+    "push_to_hub": ("nacre.publish", "push_to_hub"),
     "read_results": ("nacre.study", "read_results"),
     "remove_expert": ("nacre.composition", "remove"),
     "run_study": ("nacre.study", "run"),
@@ -74,6 +77,7 @@ __all__ = [
     "estimate",
     "evaluate_checkpoints",
     "examine",
+    "from_pretrained",
     "generate",
     "generate_at_depths",
     "grow",
@@ -82,6 +86,7 @@ __all__ = [
     "load_plan",
     "load_study",
     "parse_plan",
+    "push_to_hub",
     "read_results",
     "remove_expert",
     "run_study",

@@ -6,7 +6,9 @@ whose state was saved.
 """
 
 # In the order of `nacre --help`.
-from nacre.cli import grow, plan, listing, generate, compose, evaluate, play, fleet, machine, parts  # noqa: F401, I001
+from nacre.cli import (  # noqa: I001
+    grow, plan, listing, generate, compose, evaluate, play, publish, fleet, machine, parts,  # noqa: F401
+)  # fmt: skip
 from nacre.cli.console import main
 
 __all__ = ["main"]

@@ -25,6 +25,7 @@ from nacre.composition.folder import configuration, file_hash, write
 from nacre.composition.tuning import Trained, Tuning
 from nacre.errors import CheckpointError, ConfigError, FingerprintError, Problem, nearest
 from nacre.models.composed import TRAINED_FILE, ComposedConfig, ComposedForCausalLM
+from nacre.models.composed_folder import local_folder
 from nacre.models.rules import RULES, TRAINED, Rule
 from nacre.models.trained import check as check_size
 from nacre.train import checkpoint, foreign
@@ -53,7 +54,7 @@ class CheckedComposition(ComposedForCausalLM):
         cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any
     ) -> ComposedForCausalLM:
         """Load a folder after `verify`; the arguments are those of the class below."""
-        folder = Path(pretrained_model_name_or_path)
+        folder = local_folder(pretrained_model_name_or_path, kwargs)
         verify(folder)
         return super().from_pretrained(folder, *args, **kwargs)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 FORMULAS = {
@@ -29,18 +29,28 @@ FORMULAS = {
 """What every rule does, in words."""
 
 
-def card(record: Mapping[str, Any]) -> str:
-    """Return a Hugging Face model card (Markdown with YAML front matter) for a composition."""
+def card(
+    record: Mapping[str, Any],
+    *,
+    load: str = '"."',
+    about: str = "",
+    sections: Sequence[str] = (),
+) -> str:
+    """Return a Hugging Face model card (Markdown with YAML front matter) for a composition.
+
+    `load`, `about` and `sections` as in a stage's card.
+    """
     mix = record["mix"]
     options = {key: value for key, value in mix.items() if key != "name"}
     set_to = ", ".join(f"`{key}` {value}" for key, value in options.items())
     rows = "\n".join(_row(expert) for expert in record["experts"])
+    more = "".join(f"{section}\n\n" for section in sections)
     shared = "\n".join(f"- {sharing(entry)}" for entry in record["shared"])
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
 tags: [nacre, composition, mixture-of-experts]
----
+{about}---
 
 # A composition of {len(record["experts"])} experts
 
@@ -57,7 +67,7 @@ vocabulary of {record["vocabulary"]:,}, tokenizer `{record["tokenizer"][:16]}`.
 
 {shared or "No blocks are shared."}
 
-{lost(record["report"]) if record.get("report") else ""}{_load(bundled=record["bundled"])}"""
+{lost(record["report"]) if record.get("report") else ""}{more}{_load(load, record["bundled"])}"""
 
 
 def sharing(entry: Mapping[str, Any]) -> str:
@@ -155,13 +165,13 @@ def _trained(record: Mapping[str, Any]) -> str:
     )
 
 
-def _load(bundled: bool) -> str:
+def _load(where: str, bundled: bool) -> str:
     if bundled:
-        return """```python
+        return f"""```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained(".", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(".")
+model = AutoModelForCausalLM.from_pretrained({where}, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained({where})
 ```
 """
     return """The experts' weights stay where they are (`config.json` has their places).

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from nacre import folders
+from nacre import folders, hub
 from nacre import tokenizer as tokenizers
 from nacre.errors import CheckpointError, ConfigError, FingerprintError, Problem, one_line
 from nacre.growth import ledger
@@ -82,8 +82,8 @@ def read_experts(
     paths: Sequence[str | Path], names: Sequence[str] | None, taken: Sequence[str] = ()
 ) -> list[Expert]:
     """Read configuration, record and tokenizer of every expert; no weights."""
-    folders = [Path(checkpoint.newest(path)).resolve() for path in paths]
-    names = _default_names(folders, taken) if names is None else names
+    folders = [_folder(path) for path in paths]
+    names = _default_names(paths, folders, taken) if names is None else names
     _check_names(names, len(folders), taken)
     fingerprints: dict[bytes, str] = {}
     experts: list[Expert] = []
@@ -108,11 +108,22 @@ def read_experts(
     return experts
 
 
-def _default_names(folders: Sequence[Path], taken: Sequence[str]) -> list[str]:
-    """Return the names of the runs' folders, numbered where they would be the same."""
+def _folder(path: str | Path) -> Path:
+    """Return the folder of an expert; a model on the hub is fetched."""
+    found = Path(checkpoint.newest(path))
+    if str(path).startswith(hub.PREFIX) and not found.is_dir():
+        found = hub.fetch_whole(str(path))
+    return found.resolve()
+
+
+def _default_names(
+    paths: Sequence[str | Path], folders: Sequence[Path], taken: Sequence[str]
+) -> list[str]:
+    """Return the names of the runs' folders or of what is on the hub, numbered where two agree."""
     bases = [
-        (folder.parent.parent if folder.parent.name == "stages" else folder).name or "expert"
-        for folder in folders
+        (named.parent.parent if named.parent.name == "stages" else named).name or "expert"
+        for path, folder in zip(paths, folders, strict=True)
+        for named in [Path(path) if str(path).startswith(hub.PREFIX) else folder]
     ]
     often = Counter([*bases, *taken])
     names: list[str] = []

@@ -202,7 +202,7 @@ def _copy_experts(folder: Path, experts: Sequence[Expert]) -> None:
         for source in sorted(path for path in expert.path.iterdir() if path.is_file()):
             if source.suffix == ".safetensors":
                 one = first.setdefault(_identity(expert, source), source)
-                checkpoint.link(one, target / source.name)
+                checkpoint.link(one.resolve(), target / source.name)
                 if one is source:
                     first[_identity(expert, source)] = target / source.name
             elif source.suffix in (".json", ".txt", ".model", ".jinja", ".md"):

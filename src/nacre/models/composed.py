@@ -34,6 +34,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from . import stock
 from .composed_cache import ComposedCache
 from .composed_config import ComposedConfig
+from .composed_folder import local_folder
 from .composed_layout import Layout, Segment, view
 from .mixing import log_likelihood, top_k
 from .rules import Rule, combine, mix
@@ -88,12 +89,12 @@ class ComposedForCausalLM(PreTrainedModel, GenerationMixin):
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *args: Any, config: Any = None, **kwargs: Any
     ) -> ComposedForCausalLM:
-        """Load a composition's folder: its config, then every expert from its own place.
+        """Load a composition's folder, here or on the hub: its config, then every expert.
 
         `dtype`, `device_map` and `attn_implementation` go to the experts. Raises ValueError for a
         folder whose experts are not where its config says, or lack tensors.
         """
-        folder = Path(pretrained_model_name_or_path)
+        folder = local_folder(pretrained_model_name_or_path, kwargs)
         if config is None:
             config = ComposedConfig.from_pretrained(folder)
         known = ("dtype", "torch_dtype", "device_map", "attn_implementation")

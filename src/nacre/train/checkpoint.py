@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from nacre import folders
+from nacre import folders, hub
 from nacre.errors import CheckpointError
 from nacre.models import stock
 from nacre.train import foreign, schema
@@ -186,7 +186,7 @@ def save_weights(
         kept = [name for name in names if name in unchanged and name in owners_below]
         same = [name for name, owner in owners_below.items() if owner == shard]
         if previous is not None and sorted(kept) == sorted(names) == sorted(same):
-            link(previous / shard, folder / shard)
+            link((previous / shard).resolve(), folder / shard)  # the hub's cache has symlinks
             linked.append(shard)
         else:
             tensors = {name: state[name].detach().cpu() for name in names if name not in kept}
@@ -287,10 +287,14 @@ def read_shaped(path: Path, kind: type[schema.Shape]) -> dict[str, Any]:
 def newest(path: str | Path) -> str | Path:
     """Return the checkpoint meant by a path: a run means its newest stage.
 
-    What is no folder here is returned as it is, less a leading "hf:": it may be a name on the hub.
+    "hf:NAME" means a folder of that name, or what nacre pushed there, fetched. What else is no
+    folder is returned as it is, less "hf:": it may be a model on the hub that transformers loads.
     Raises `CheckpointError` for a run without a finished stage.
     """
-    path = path.removeprefix("hf:") if isinstance(path, str) else path
+    if str(path).startswith(hub.PREFIX):
+        path = str(path).removeprefix(hub.PREFIX)
+        if not Path(path).is_dir():
+            return hub.fetch_grown(path) or path
     if not (Path(path) / "plan.yaml").exists():
         return path
     finished = stages(Path(path))
