@@ -599,6 +599,6 @@ def test_a_trace_follows_the_posterior(place: Place, tmp_path: Path) -> None:
 def test_text_of_a_character_in_several_tokens_comes_with_its_last(grown: Place) -> None:
     tokenizer = tokenizers.load(grown.a)
     ids = tokenizer("a龍b").input_ids
-    pieces = list(generation._pieces(tokenizer, ids))
+    pieces = list(generation.pieces(tokenizer, ids))
     assert "".join(pieces) == "a龍b"
     assert pieces == ["a", "", "", "龍", "b"]

@@ -143,12 +143,12 @@ def check_links(folder: Path) -> None:
     """Raise `RefusedFile` for a file of a folder that is a link to a file somewhere else.
 
     It would be read, hashed and copied as if it were the folder's. The links of the Hugging Face
-    cache, from a snapshot to the blobs of the same repository, are allowed.
+    cache, from a snapshot and the folders in it to the blobs of the same repository, are allowed.
     """
     home = folder.resolve()
     allowed = [home]
-    if home.parent.name == "snapshots":
-        allowed.append(home.parent.parent / "blobs")
+    snapshots = [place for place in home.parents if place.name == "snapshots"]
+    allowed += [place.parent / "blobs" for place in snapshots[:1]]
     for entry in sorted(home.iterdir()):
         if not entry.is_symlink():
             continue
