@@ -1,51 +1,76 @@
-"""Every `nacre` command and Python block of the README runs; what the documents name exists.
+"""Every block of the documents runs, from top to bottom of a page; what they name exists.
 
-Commands run as written, in order, in one folder with small texts under the names that the README
-uses. Only their size is changed: a model is grown by the sizes below, a text continued by 4 tokens,
-4 examples are evaluated.
+A block says by its language what becomes of it. `sh`: each line is a `nacre` command, which runs as
+written. `python`: it runs, in one namespace for the page. `yaml`: it is read as a plan or a study,
+and written to the file that its first line names, if it does. `text` and blocks without a language
+are shown only; where such a block is a command, the paragraph below says why it is not run.
+
+Commands run in one folder for a page, with small texts under the names that the pages use. Only
+sizes are changed: a model is grown by the sizes below, a text continued by 4 tokens, 4 examples are
+evaluated.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+import zstandard
 
 import nacre
+from nacre import study
 from nacre.cli import main
 from nacre.growth import plan as plans
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 DOCUMENTS = [README, *sorted((ROOT / "docs").glob("*.md"))]
-SMALL = [
-    "tokenizer={size: 512}",
-    "model={width: 32, heads: 2, context: 32}",
-    "training={batch_tokens: 256, validation_tokens: 512}",
-    "stages=[{add_blocks: 1, tokens: 512}, {add_blocks: 1, tokens: 512}]",
-]
+PAGES = [*DOCUMENTS, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+SIZES: dict[str, Any] = {
+    "tokenizer": {"size": 512},
+    "model": {"width": 32, "heads": 2, "context": 32},
+    "training": {"batch_tokens": 256, "validation_tokens": 512},
+}
+STAGE = {"add_blocks": 1, "tokens": 512}
+SMALL = [f"{name}={json.dumps(sizes)}" for name, sizes in SIZES.items()]
+STAGES = f"stages={json.dumps([STAGE, STAGE])}"
+ELSEWHERE = {"make demo", "make test"}
+"""Lines of an `sh` block that are no commands of nacre; their targets are tested below."""
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```(?=\n*([^\n]*))", re.MULTILINE | re.DOTALL)
+LOOKS_RUN = re.compile(r"^(nacre|python|torchrun|accelerate|pip|make|hf|git) ", re.MULTILINE)
 
 
-def blocks(document: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
+def blocks(document: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield the language of every block, its text, and the line below it."""
+    for match in BLOCK.finditer(document.read_text(encoding="utf-8")):
+        yield match[1], match[2], match[3]
 
 
-def commands(document: Path) -> list[list[str]]:
-    lines = [line for block in blocks(document, "sh") for line in block.splitlines()]
-    return [shlex.split(line, comments=True) for line in lines if line.startswith("nacre ")]
+def commands(shell: str) -> Iterator[list[str]]:
+    """Yield the words of every `nacre` command of a shell block; refuse what is none."""
+    for line in shell.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["nacre"]:
+            yield words
+        else:
+            assert not words or " ".join(words) in ELSEWHERE, f"not run: {line}"
 
 
 def shrunk(command: list[str]) -> list[str]:
     """Return the command with settings that make it quick."""
     if command[1] == "grow":
-        return [*command, "--track", "none", *(w for s in SMALL for w in ("--set", s))]
+        settings = [] if "--resume" in command or Path(command[2]).is_file() else [*SMALL, STAGES]
+        return [*command, "--track", "none", *(w for s in settings for w in ("--set", s))]
     if command[1] == "study":
-        stages = SMALL[-1].partition("=")[2]
-        arms = f"arms={{random: {{stages: {stages}}}, copy: {{stages: {stages}}}}}"
-        small = [arms, "seeds=[0]", "claims=[]", *(f"plan.{part}" for part in SMALL[:-1])]
+        arm = {"stages": [STAGE, STAGE]}
+        arms = f"arms={json.dumps({'random': arm, 'copy': arm})}"
+        small = [arms, "seeds=[0]", "claims=[]", *(f"plan.{part}" for part in SMALL)]
         return [*command, *(w for s in small for w in ("--set", s))]
     if command[1] == "generate":
         return [*command, "--max-new-tokens", "4"]
@@ -56,74 +81,92 @@ def shrunk(command: list[str]) -> list[str]:
     return command
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("documents")
-    text = "It was the best of times, it was the worst of times.\n\n" * 300
-    for name in ("novels/en.txt", "russian/ru.txt", "heldout/en/text.txt", "heldout/ru/text.txt"):
-        (folder / name).parent.mkdir(parents=True)
-        (folder / name).write_text(text[:500] if "heldout" in name else text)
-    return folder
+def run_command(command: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(shrunk(command)[1:])
+    assert not stop.value.code, " ".join(command)
 
 
-def run_commands(document: Path) -> None:
-    """Run every `nacre` command of a document as it is written, but small."""
-    for command in commands(document):
-        with pytest.raises(SystemExit) as stop:
-            main(shrunk(command)[1:])
-        assert not stop.value.code, " ".join(command)
+def read_yaml(text: str) -> None:
+    """Read a plan or a study; write one that has a name to its file, made small."""
+    given = yaml.safe_load(text)
+    if "arms" in given:
+        study.parse(given)
+        return
+    plans.parse(given)
+    if name := re.match(r"# (\S+\.yaml)\n", text):
+        kept = ("training",) if "from" in given else ("training", "model", "tokenizer")
+        context = {"model": {"context": SIZES["model"]["context"]}}
+        stages = [stage | {"tokens": STAGE["tokens"]} for stage in given["stages"]]
+        small = given | context | {key: SIZES[key] for key in kept} | {"stages": stages}
+        Path(name[1]).write_text(yaml.safe_dump(small))
 
 
-def run_python(document: Path) -> None:
-    """Run every Python block of a document."""
-    for block in blocks(document, "python"):
-        exec(compile(block, document.name, "exec"), {})
+def run(document: Path) -> None:
+    """Run every block of a document, in order."""
+    names: dict[str, Any] = {}
+    for language, text, _ in blocks(document):
+        if language == "sh":
+            for command in commands(text):
+                run_command(command)
+        elif language == "python":
+            exec(compile(text, document.name, "exec"), names)
+        elif language == "yaml":
+            read_yaml(text)
 
 
-def test_readme_commands_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(place)
-    run_commands(README)
+def write_texts(folder: Path) -> None:
+    """Write the texts that the pages name: to learn from, and held out."""
+    for name in ("novels", "russian", "english", "chinese"):
+        (folder / name).mkdir()
+        line = f"It was the best of times in {name}, it was the worst of times.\n\n"
+        (folder / name / "text.txt").write_text(line * 300)
+    for language in ("en", "ru"):
+        (folder / "heldout" / language).mkdir(parents=True)
+        (folder / "heldout" / language / "text.txt").write_text("It was the age of wisdom.\n" * 5)
 
 
-def test_composition_commands_and_python_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def prepare(document: Path, tiny_run: Path) -> None:
+    """Make in the current folder what a page takes for granted."""
+    if document.name == "data.md":
+        Path("tokenizer").symlink_to(tiny_run / "tokenizer")
+        Path("more.jsonl.zst").write_bytes(zstandard.compress(b'{"text": "the best of times"}\n'))
+    if document.name == "runs.md":
+        Path("runs").mkdir()
+        Path("runs/demo").symlink_to(tiny_run)
+    if document.name == "evaluation.md":
+        Path("bench").mkdir()
+        Path("bench/anatomy_test.csv").write_text("Where is it?,here,there,in,out,A\n" * 4)
+        plan = plans.load("tiny", [*SMALL, STAGES, "model.context=128", "data.sources=[novels/]"])
+        for name in ("novels", "whole"):
+            nacre.grow(plan, f"runs/{name}")
+        nacre.compose([f"runs/novels/stages/{stage}" for stage in ("01", "02")], "runs/two")
+
+
+@pytest.mark.parametrize("document", PAGES, ids=lambda path: path.name)
+def test_every_block_runs(
+    document: Path, tmp_path: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("english", "russian", "chinese"):
-        (tmp_path / name).mkdir()
-        text = f"It was the best of times in {name}, it was the worst of times.\n\n" * 100
-        (tmp_path / name / "text.txt").write_text(text)
-    for name in ("en", "ru"):
-        (tmp_path / "heldout" / name).mkdir(parents=True)
-        (tmp_path / "heldout" / name / "text.txt").write_text("It was the age of wisdom.\n")
     monkeypatch.chdir(tmp_path)
-    document = ROOT / "docs" / "composition.md"
-    run_commands(document)
-    run_python(document)
+    write_texts(tmp_path)
+    prepare(document, tiny_run)
+    run(document)
 
 
-def test_evaluation_commands_and_python_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, times in {"novels/en.txt": 200, "heldout/en/a.txt": 5, "heldout/ru/b.txt": 5}.items():
-        (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).write_text(
-            "It was the best of times, it was the worst of times.\n" * times
-        )
-    (tmp_path / "bench").mkdir()
-    (tmp_path / "bench" / "anatomy_test.csv").write_text("Where is it?,here,there,in,out,A\n" * 4)
-    monkeypatch.chdir(tmp_path)
-    plan = plans.load("tiny", [*SMALL, "model.context=128", "data.sources=[novels/]"])
-    for name in ("novels", "whole"):
-        nacre.grow(plan, f"runs/{name}")
-    nacre.compose([f"runs/novels/stages/{stage}" for stage in ("01", "02")], "runs/two")
-    document = ROOT / "docs" / "evaluation.md"
-    run_commands(document)
-    run_python(document)
+@pytest.mark.parametrize("document", PAGES, ids=lambda path: path.name)
+def test_blocks_that_do_not_run_say_why(document: Path) -> None:
+    for language, text, below in blocks(document):
+        assert language in ("sh", "python", "yaml", "text", ""), language
+        if language in ("text", "") and LOOKS_RUN.search(text):
+            assert below.startswith("(Not run with this page, because "), text
 
 
-def test_readme_python_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(place)
-    run_python(README)
+def test_a_shell_line_that_is_no_command_of_nacre_is_refused() -> None:
+    assert list(commands("# why\nnacre grow \\\n  --out runs/a  # here\n")) == [
+        ["nacre", "grow", "--out", "runs/a"]
+    ]
+    with pytest.raises(AssertionError, match="not run: torchrun"):
+        list(commands("torchrun -m nacre grow\n"))
 
 
 def test_readme_shows_the_two_commands() -> None:
@@ -135,7 +178,7 @@ def test_readme_shows_the_two_commands() -> None:
 
 
 def test_readme_commands_are_there() -> None:
-    verbs = {command[1] for command in commands(README)}
+    verbs = {c[1] for kind, text, _ in blocks(README) if kind == "sh" for c in commands(text)}
     assert verbs >= {
         "grow",
         "plan",
@@ -149,15 +192,15 @@ def test_readme_commands_are_there() -> None:
     }
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", PAGES, ids=lambda path: path.name)
 def test_links_and_pictures_exist(document: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text("utf-8")):
         if "://" not in target:
             assert (document.parent / target).exists(), target
 
 
 def test_the_plan_of_the_documents_is_a_plan() -> None:
-    (text,) = blocks(ROOT / "docs" / "plans.md", "yaml")
+    (text,) = (t for kind, t, _ in blocks(ROOT / "docs" / "plans.md") if kind == "yaml")
     plan = plans.parse(yaml.safe_load(text))
     shown = yaml.safe_load(text)
     for section in ("substrate", "tokenizer", "data", "model", "training", "trunk"):
