@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test lint docs setup clean
 .DEFAULT_GOAL := demo
 
 # The constraints file pins every version the tests ran with; torch goes first, so that nothing else chooses its build.
@@ -33,5 +33,8 @@ lint: $(VENV)/installed-dev  ## style, types and the direction of imports
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
+docs: $(VENV)/installed-dev  ## the documentation as a site, build/site/index.html; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) build runs

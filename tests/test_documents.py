@@ -65,7 +65,8 @@ def commands(shell: str) -> Iterator[list[str]]:
 def shrunk(command: list[str]) -> list[str]:
     """Return the command with settings that make it quick."""
     if command[1] == "grow":
-        settings = [] if "--resume" in command or Path(command[2]).is_file() else [*SMALL, STAGES]
+        own = "--resume" in command or any(word.endswith(".yaml") for word in command)
+        settings = [] if own else [*SMALL, STAGES]
         return [*command, "--track", "none", *(w for s in settings for w in ("--set", s))]
     if command[1] == "study":
         arm = {"stages": [STAGE, STAGE]}

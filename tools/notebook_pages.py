@@ -1,8 +1,8 @@
 """Notebooks as pages of the site, without a further package; and their outputs, made anew.
 
-`mkdocs build` loads this file as a hook: a page whose file ends in `.ipynb` is turned into Markdown.
-`python tools/notebook_pages.py docs/notebooks/*.ipynb` runs notebooks and writes what they show into
-them, in this interpreter: neither Jupyter nor a kernel is needed.
+`mkdocs build` loads this file as a hook: a file that ends in `.ipynb` becomes a page of Markdown.
+`python tools/notebook_pages.py docs/notebooks/*.ipynb` runs notebooks and writes what they show
+into them, in this interpreter: neither Jupyter nor a kernel is needed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,11 @@ def run(notebook: Notebook) -> Notebook:
         last = body.pop() if body and isinstance(body[-1], ast.Expr) else None
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             exec(compile(ast.Module(body, []), f"cell {number}", "exec"), names)
-            value = eval(compile(ast.Expression(last.value), f"cell {number}", "eval"), names) if last else None
+            value = (
+                eval(compile(ast.Expression(last.value), f"cell {number}", "eval"), names)
+                if last
+                else None
+            )
         cell["execution_count"] = number
         cell["outputs"] = outputs(number, printed.getvalue(), value)
     return notebook
@@ -58,7 +62,12 @@ def outputs(number: int, printed: str, value: Any) -> list[dict[str, Any]]:
         if png := getattr(value, "_repr_png_", None):
             shown["image/png"] = base64.b64encode(png()).decode()
         found.append(
-            {"data": shown, "execution_count": number, "metadata": {}, "output_type": "execute_result"}
+            {
+                "data": shown,
+                "execution_count": number,
+                "metadata": {},
+                "output_type": "execute_result",
+            }
         )
     return found
 
