@@ -177,12 +177,12 @@ def test_experts_are_chosen_weighed_and_coloured(address: str, visit: Open) -> N
     page.wait_for_selector("#mixed .token.new.e0, #mixed .token.new.e1")
     assert page.locator("#mixed .legend li").count() == 2
     assert page.locator("#mixed svg").count() == 2
-    page.get_by_label("tiny", exact=True).check()
+    page.get_by_role("checkbox", name="tiny", exact=True).check()
     page.wait_for_function("document.querySelector('#experts').innerText.match(/yes/g).length == 3")
     press(page, "Continue")
     page.wait_for_function("document.querySelectorAll('#mixed .legend li').length == 3")
     for name in ("low", "high", "tiny"):
-        page.get_by_label(name, exact=True).uncheck()
+        page.get_by_role("checkbox", name=name, exact=True).uncheck()
     press(page, "Continue")
     page.wait_for_selector("#mixed [role=alert]")
     assert "Experts: none is chosen" in page.locator("#mixed").inner_text()

@@ -60,8 +60,8 @@ def application(given: Given, *, token: str = "", loopback: bool = True) -> Guar
         blocks,
         path="",
         theme=theme(),
-        css=_asset("style.css"),
-        head=f"<script>{_asset('map.js')}</script>",
+        # Not by `css`, which Gradio rewrites selector by selector.
+        head=f"<style>{_asset('style.css')}</style><script>{_asset('map.js')}</script>",
         footer_links=[],
         allowed_paths=[],
         blocked_paths=[str(Path("/"))],

@@ -28,6 +28,8 @@ def rule_of(name: str, weights: Sequence[float], options: Mapping[str, float]) -
     Weights that are all alike are left out: they are then the same as none. Raises ConfigError with
     every problem.
     """
+    if not weights:
+        raise ConfigError(Problem("Experts", "none is chosen", "choose one at least"))
     if name not in RULES:
         raise ConfigError(Problem("Rule", f"{name!r} is none", f"there are: {', '.join(RULES)}"))
     data: dict[str, Any] = {"name": name}

@@ -75,7 +75,7 @@ def build(shown: Shown, page: gr.Blocks) -> None:
     for changed in (names, rule):
         on(changed.input, choose, [names, rule], [table, *options, weighing])
     inputs = [names, rule, prompt, *options, *weights, *drawing]
-    clicked = on(go.click, mixed, inputs, out)
+    clicked = on(go.click, mixed, inputs, out, trigger_mode="always_last")
     on(prompt.submit, mixed, inputs, out, cancels=[clicked])
 
 

@@ -74,7 +74,7 @@ def _continuing(shown: Shown, known: Sequence[int]) -> gr.Textbox:
         yield from _continued(shown, range(len(known)), prompt, drawing)
 
     inputs = [prompt, place, *drawing]
-    clicked = on(go.click, one, inputs, out)
+    clicked = on(go.click, one, inputs, out, trigger_mode="always_last")
     beside = on(every.click, all_depths, [prompt, *drawing], out, cancels=[clicked])
     on(place.input, one, inputs, out, trigger_mode="always_last", cancels=[clicked, beside])
     on(prompt.submit, one, inputs, out, cancels=[clicked, beside])
@@ -123,7 +123,7 @@ def _losing(shown: Shown, known: Sequence[int]) -> gr.Textbox:
         yield grow.painted(text, depths.tokenizer, both, named, view)
 
     inputs = [text, first, second, view]
-    on(score.click, scored, inputs, out)
+    on(score.click, scored, inputs, out, trigger_mode="always_last")
     on(text.submit, scored, inputs, out)
     for changed in (view, first, second):
         on(changed.input, scored, inputs, out)
