@@ -756,3 +756,19 @@ def test_what_another_builder_listed_before_a_crash_is_kept(folder: Path) -> Non
         assert listed(folder) == {1}
         assert [records.start // (2 * BATCH) for records in again.missing()] == [0, 2]
     assert not (folder / "manifest-00001.json").exists()
+
+
+def test_the_time_of_several_builders_adds_up(folder: Path) -> None:
+    def slow(records: range) -> Iterator[torch.Tensor]:
+        time.sleep(0.05)
+        return parts(records)
+
+    started = time.perf_counter()
+    for _ in range(3):  # one segment each
+        with builder(folder) as cache:
+            records = next(cache.missing())
+            cache.write(records, slow(records))
+    spent = time.perf_counter() - started
+    with builder(folder) as cache:
+        cache.finish()
+        assert 3 * 0.05 <= cache.seconds <= spent
