@@ -1,8 +1,8 @@
 """Every block of the documents runs, from top to bottom of a page; what they name exists.
 
 A block says by its language what becomes of it. `sh`: each line is a `nacre` command, which runs as
-written. `python`: it runs, in one namespace for the page. `yaml`: it is read as a plan or a study,
-and written to the file that its first line names, if it does. `text` and blocks without a language
+written. `python`: it runs, in one namespace for the page. `yaml`: it is read as a plan, a study or a
+fleet; a plan is written to the file that its first line names. `text` and blocks without a language
 are shown only; where such a block is a command, the paragraph below says why it is not run.
 
 Commands run in one folder for a page, with small texts under the names that the pages use. Only
@@ -26,6 +26,7 @@ import zstandard
 import nacre
 from nacre import study
 from nacre.cli import main
+from nacre.fleet import design as fleet
 from nacre.growth import plan as plans
 
 ROOT = Path(__file__).parent.parent
@@ -91,6 +92,9 @@ def run_command(command: list[str]) -> None:
 def read_yaml(text: str) -> None:
     """Read a plan or a study; write one that has a name to its file, made small."""
     given = yaml.safe_load(text)
+    if "jobs" in given:
+        assert fleet.problems(fleet.parse(given)) == []
+        return
     if "arms" in given:
         study.parse(given)
         return

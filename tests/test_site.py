@@ -1,4 +1,4 @@
-"""The documentation builds without a warning, loads nothing from elsewhere, names the public API."""
+"""The documentation builds without a warning, loads nothing from elsewhere, is complete."""
 
 from __future__ import annotations
 
