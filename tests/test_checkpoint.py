@@ -226,7 +226,13 @@ def test_a_truncated_shard(grown: tuple) -> None:
     refused(folder)
 
 
-@pytest.mark.parametrize("shard", ["../x.safetensors", "/x.safetensors", "a\\b.safetensors", "", 3])
+@pytest.mark.parametrize(
+    "shard",
+    [
+        "../x.safetensors", "/x.safetensors", "a\\b.safetensors", "", 3, "x\0.safetensors",
+        f"{'x' * 300}.safetensors",
+    ],
+)  # fmt: skip
 def test_an_index_that_leaves_its_folder_is_refused(
     shard: object, run: Path, tmp_path: Path
 ) -> None:

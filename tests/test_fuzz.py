@@ -53,4 +53,5 @@ def test_damaged_input_is_refused(name: str, targets: dict[str, Target]) -> None
                 f"{outcome.kind} at {outcome.where}: {outcome.said}: {given!r:.2000}"
             )
             kinds.add(outcome.kind)
-    assert "refused" in kinds or name == "tokenizer parts" or name == "metrics.jsonl"
+    if target.weight >= 0.3:
+        assert kinds == {"accepted", "refused"}

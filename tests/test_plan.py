@@ -624,3 +624,27 @@ def test_any_text_is_a_mapping_or_a_config_error(tmp_path_factory: Any, text: st
 def test_any_setting_is_taken_or_refused(setting: str) -> None:
     with contextlib.suppress(ConfigError):
         plans.parse(config.override({"stages": [STAGE]}, [setting]))
+
+
+@pytest.mark.parametrize("text", ["x" * 300, "a\0b", "a/" * 3000])
+def test_what_is_no_path_is_refused(text: str) -> None:
+    stages = [{"add_blocks": 1, "tokens": "1M"}]
+    given = {"from": text, "tokenizer": {"path": f"hf:{text}"}, "substrate": {"path": text}}
+    with pytest.raises(ConfigError) as caught:
+        plans.parse({"stages": stages, **given})
+    said = {problem.field: problem.message for problem in caught.value.problems}
+    assert said.keys() == {"from", "tokenizer.path", "substrate.path"}
+    assert all(message.startswith("is not the path of a file") for message in said.values())
+    with pytest.raises(ConfigError, match=r"^plan: .* is no path of a file$"):
+        plans.load(text)
+
+
+def test_sizes_have_bounds() -> None:
+    stages = [{"add_blocks": 600, "tokens": "1M"}, {"add_blocks": 600, "tokens": "1M"}]
+    with pytest.raises(ConfigError, match="stages: add 1,200 blocks in all, a model may have 1,02"):
+        plans.parse({"stages": stages})
+    huge = {"heads": 2**25, "mlp": 10**18, "context": 10**30}
+    with pytest.raises(ConfigError) as caught:
+        plans.parse({"seed": 2**63, "model": huge, "stages": stages[:1]})
+    fields = {problem.field for problem in caught.value.problems}
+    assert fields == {"seed", "model.heads", "model.mlp", "model.context"}

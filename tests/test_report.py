@@ -482,3 +482,36 @@ def test_smooth_is_the_mean_of_what_is_near() -> None:
     np.testing.assert_allclose(smooth(values, 3), [1.5, 3.0, 4.0, 5.0, 4.0])
     np.testing.assert_allclose(smooth(values, 1), values)
     assert np.isnan(smooth(np.array([np.nan]), 5)).all()
+
+
+def test_a_stage_that_is_another_is_named(run: RunBuilder) -> None:
+    record = run.records[0] | {"stage": 3}
+    checkpoint.write_json(run.path / "stages" / "01" / "stage.json", record)
+    with pytest.raises(CheckpointError, match=r"01/stage\.json: damaged: it is of stage 3"):
+        report.write(run.path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"parent": ...}, "lacks 'parent'"),
+        ({"lora": {"merge": {}}}, "lacks 'lora.rank'"),
+        ({"lora": {"rank": 2, "merge": {"adapters": 1}}}, "lacks 'lora.merge.largest_logit_diff"),
+        ({"under": "x"}, "'under': input should be a valid integer"),
+    ],
+)
+def test_a_record_of_another_kind_is_named(
+    change: dict[str, Any], message: str, run: RunBuilder
+) -> None:
+    record = run.records[0] | change
+    record = {key: value for key, value in record.items() if value is not ...}
+    checkpoint.write_json(run.path / "stages" / "01" / "stage.json", record)
+    with pytest.raises(CheckpointError, match=rf"01/stage\.json: damaged: {message}"):
+        report.write(run.path)
+
+
+@pytest.mark.parametrize("stages", [[{"add_blocks": 3}], [{"add_blocks": 3}, 5, 5], [{}] * 9])
+def test_a_plan_of_another_run_is_named(stages: list[Any], run: RunBuilder) -> None:
+    (run.path / "plan.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    with pytest.raises(CheckpointError, match=r"plan\.yaml: is not the plan of this run"):
+        report.write(run.path)

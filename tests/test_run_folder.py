@@ -301,3 +301,18 @@ def test_training_that_diverges_says_so(plan: plans.Plan, tmp_path: Path) -> Non
 def test_a_stages_tokenizer_is_its_own(run: Path, tmp_path: Path) -> None:
     one, two, _ = checkpoint.stages(run)
     assert not (one / "tokenizer.json").samefile(two / "tokenizer.json"), "users rewrite these"
+
+
+@pytest.mark.parametrize(
+    ("fingerprints", "message"),
+    [
+        ("/", "'fingerprints': input should be a valid dictionary"),
+        ({"tokenizer": 1.5}, "'fingerprints.tokenizer': input should be a valid string"),
+        ({"corpora": "a"}, "'fingerprints.corpora': input should be a valid dictionary"),
+        ({"corpora": {"a": -1}}, "'fingerprints.corpora.a': input should be a valid string"),
+    ],
+)
+def test_a_run_record_of_another_kind(fingerprints: object, message: str, tmp_path: Path) -> None:
+    checkpoint.write_json(tmp_path / folder.RUN, {"fingerprints": fingerprints})
+    with pytest.raises(CheckpointError, match=rf"run\.json: damaged: {message}"):
+        folder.check_parts(tmp_path, {"tokenizer": "a", "substrate": "b", "corpora": {}})

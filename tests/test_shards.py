@@ -340,3 +340,17 @@ def test_real_text_in_three_languages(tmp_path):
     joined = [head + tail for head, tail in zip(train, held_out, strict=True)]
     assert sorted(joined) == sorted(texts)
     assert all(head.endswith("\n") for head in train)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"end": 10**6}, {"end": -1}, {"vocabulary_size": "512"}, {"fingerprint": 5}, {"key": []},
+     {"vocabulary_size": 2**40}],
+)  # fmt: skip
+def test_a_manifest_of_other_kinds_is_refused(change, tokenizer, tmp_path):
+    store = tokenize([str(write(tmp_path / "in", [story(n) for n in range(9)]))], tokenizer,
+                     tmp_path / "store", holdout=0.3)  # fmt: skip
+    path = store.folder / "store.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CheckpointError, match="delete the folder to tokenize again"):
+        TokenStore.open(store.folder)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -171,3 +174,40 @@ def test_a_flipped_bit_in_weights_is_noticed(state: tuple) -> None:
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match="is not what was saved"):
         states.load(folder)
+
+
+def resigned(folder: Path, name: str, data: bytes) -> None:
+    """Change a file of a state and the hash that its record has of it."""
+    (folder / name).write_bytes(data)
+    record = json.loads((folder / states.RECORD).read_text())
+    record["sha256"][name] = hashlib.sha256(data).hexdigest()
+    (folder / states.RECORD).write_text(json.dumps(record))
+
+
+def test_a_file_that_was_not_saved_is_not_read(state: tuple) -> None:
+    folder, _ = state
+    (folder / "more.safetensors").write_bytes((folder / TENSORS).read_bytes())
+    with pytest.raises(CheckpointError, match=r"more\.safetensors was not saved with the others"):
+        states.check(folder)
+
+
+def test_a_pickle_in_the_place_of_tensors_is_not_loaded(state: tuple, tmp_path: Path) -> None:
+    class Touch:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    folder, _ = state
+    resigned(folder, TENSORS, pickle.dumps(Touch()))
+    with pytest.raises(CheckpointError, match="header does not fit"):
+        states.check(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "x" * 300, "\0", ""])
+def test_a_hash_of_what_is_no_file_of_the_state(name: str, state: tuple) -> None:
+    folder, _ = state
+    record = json.loads((folder / states.RECORD).read_text())
+    record["sha256"][name] = "0" * 64
+    (folder / states.RECORD).write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match="damaged: lacks the hashes of its files"):
+        states.check(folder)

@@ -472,3 +472,9 @@ def test_the_command_reads_what_was_run(
     code, _, said = command("study", file, "--out", out, "--no-run", "--set", "seeds=[5]")
     assert code == 2
     assert "no run of this study has finished; leave --no-run out to make them" in said
+
+
+def test_a_budget_beyond_all_numbers_is_refused() -> None:
+    for own in ({"budgets": [1e308]}, {"claims": [{"arm": "grown", "budget": 1e308}]}):
+        with pytest.raises(ConfigError, match=r"less than or equal to 1000000000, got 1e\+308"):
+            make(**own)

@@ -308,6 +308,12 @@ def test_a_hub_that_is_out_of_reach(monkeypatch):
     assert "cannot load 'hf:some/name': We couldn't connect (check the name" in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "hf:" + "x" * 5000, "a\0b", "hf:"])
+def test_what_is_no_path_is_refused(name):
+    with pytest.raises(ConfigError, match="is no path of a folder, and no name"):
+        subject.load(name)
+
+
 def test_a_slow_tokenizer_is_refused(tmp_path):
     (tmp_path / "vocab.json").write_text("{}")
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')

@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from nacre import hub, tokenizer_files
 from nacre.errors import ConfigError, DataError, Problem, nearest
+from nacre.untrusted import is_path
 from nacre.vocabulary import TokenString, backend, byte_lengths, definition, token_strings
 
 if TYPE_CHECKING:
@@ -110,6 +111,9 @@ def load(path: str | Path) -> PreTrainedTokenizerFast:
     """
     name = str(path)
     target = name.removeprefix("hf:")
+    if not is_path(target):
+        message = f"{name[:100]!r} is no path of a folder, and no name"
+        raise ConfigError(Problem("tokenizer", message, "give a folder, or hf:NAME"))
     is_folder = Path(target).is_dir()
     if not is_folder and target == name:
         raise ConfigError(

@@ -47,6 +47,12 @@ class RefusedFile(OSError):
         return str(self.strerror)
 
 
+def is_path(text: str) -> bool:
+    """Say whether a text can be the path of a file: others make the system raise when asked."""
+    parts = text.encode("utf-8", "replace").split(b"/")
+    return bool(text) and "\0" not in text and len(text) < 4096 and max(map(len, parts)) <= 255
+
+
 def read_bytes(path: Path, most: int = FILE_BYTES) -> bytes:
     """Return what a file holds.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import random
 import struct
@@ -20,13 +19,12 @@ from typing import Any
 import mutation
 import torch
 import yaml
-from safetensors.torch import save
 
 from nacre import composition, config, tokenizer_files
 from nacre import study as studies
 from nacre import tokenizer as tokenizers
 from nacre.data import TokenStore, corpus, tokenize
-from nacre.errors import NacreError
+from nacre.errors import CheckpointError, ConfigError, Problem
 from nacre.evaluate import benchmarks, parallel, results
 from nacre.growth import budget, ledger
 from nacre.growth import plan as plans
@@ -35,7 +33,7 @@ from nacre.models import stock
 from nacre.report import files as report_files
 from nacre.report import tables as report_tables
 from nacre.substrate import Substrate, SubstrateRecipe
-from nacre.train import checkpoint, folder, foreign, state, verify
+from nacre.train import checkpoint, folder, foreign, schema, state, verify
 from nacre.untrusted import parse_json
 
 TEXT = "A pearl grows layer by layer, and each layer is thin. 12 shells lie under water.\n"
@@ -72,7 +70,7 @@ def make_all(root: Path) -> dict[str, Target]:
     return {
         **_plans(root / "plans"),
         **_tokenizers(root / "tokenizer"),
-        **_checkpoints(root / "stage"),
+        **_checkpoints(root / "stages" / "01"),
         **_runs(root / "run"),
         **_compositions(root / "composition"),
         **_questions(root / "questions"),
@@ -179,8 +177,10 @@ def _tokenizers(root: Path) -> dict[str, Target]:
         read()
 
     def check(data: bytes) -> None:
-        with contextlib.suppress(ValueError):
+        try:
             tokenizer_files.check_definition(parse_json(data))
+        except ValueError as error:
+            raise ConfigError(Problem("tokenizer", str(error))) from None
 
     short = {**sound, "model": {**sound["model"], "vocab": {"a": 0, "b": 1}, "merges": []}}
     parts = {**short, "normalizer": NORMALIZER, "decoder": DECODER, "post_processor": TEMPLATE,
@@ -239,7 +239,9 @@ def record(hashes: dict[str, str], tokenizer: str) -> dict[str, Any]:
         "validation": {"loss": 5.1, "perplexity": 160.0, "bits_per_byte": 3.0},
         "history": [[0, 6.2], [256, 5.1]], "growth": [[1, 1]], "parent": None, "plan": "0" * 64,
         "cursor": {"position": 8, "seed": 0, "context": 32, "split": "train", "store": "0" * 64},
-        "substrate": "1" * 64, "tokenizer": tokenizer, "corpus": "2" * 64, "lora": None,
+        "substrate": "1" * 64, "tokenizer": tokenizer, "corpus": "2" * 64,
+        "lora": {"rank": 2, "alpha": 4.0, "dropout": 0.0, "merge": {"adapters": 7,
+            "largest_logit_difference": 1e-6, "loss_difference": 0.0}},
         "trainable": ["lm_head.weight"], "trunk": {"mode": "none", "cache": None},
         "frozen": {}, "weights": hashes, "fingerprint": ledger.fingerprint(hashes),
     }  # fmt: skip
@@ -291,25 +293,14 @@ def _checkpoints(root: Path) -> dict[str, Target]:
         checkpoint.read_record(root)
         checkpoint.read_stage(root)
 
-    def damaged_shard(draw: random.Random) -> bytes:
-        length = struct.unpack("<Q", sound[:8])[0]
-        header, data = json.loads(sound[8 : 8 + length]), sound[8 + length :]
-        if draw.random() < 0.3:
-            return mutation.raw(draw, sound)
-        text = mutation.as_json(draw, header)
-        claimed = (
-            len(text) if draw.random() < 0.9 else draw.choice((0, 1, 10**10, 2**63, 2**64 - 1))
-        )
-        return struct.pack("<Q", claimed) + text + data
-
     return {
         "config.json": Target(lambda draw: mutation.as_json(draw, configuration), read_config, 0.5),
         "config.json, loaded": Target(
             lambda draw: mutation.as_json(draw, configuration), load_configured, 0.02
         ),
         "shard index": Target(lambda draw: mutation.as_json(draw, index), read_index),
-        "safetensors header": Target(damaged_shard, read_shard),
-        "safetensors, loaded": Target(damaged_shard, load_shard, 0.02),
+        "safetensors header": Target(lambda draw: _damaged(draw, sound), read_shard),
+        "safetensors, loaded": Target(lambda draw: _damaged(draw, sound), load_shard, 0.02),
         "ledger": Target(lambda draw: mutation.as_json(draw, stage), read_record, 2),
     }
 
@@ -358,50 +349,54 @@ def _stores(root: Path) -> dict[str, Target]:
 
 def _states(root: Path) -> dict[str, Target]:
     place = root / "state"
-    layer = torch.nn.Linear(3, 2)
-    optimizer = torch.optim.AdamW(layer.parameters())
-    layer(torch.ones(1, 3)).sum().backward()
-    optimizer.step()
+    tensors = {"weight.a": torch.ones(3, 2), "step.a": torch.tensor(7.0)}
     progress = {
         "stage": 1, "step": 3, "tokens": 768, "seconds": 1.0, "best": 5.0, "stale": 0,
         "cursor": {"position": 8, "seed": 0, "context": 32, "split": "train", "store": "0" * 64},
-        "peak_memory_bytes": 0, "history": [[0, 6.0]], "end": None, "skipped": 0,
+        "peak_memory_bytes": 0, "history": [[0, 6.0]], "end": None, "skipped": 0, "processes": 1,
     }  # fmt: skip
-    state.save(place, dict(layer.named_parameters()), optimizer.state_dict(), progress)
+    state.save(place, tensors, progress | dict.fromkeys(set(state.PROGRESS) - progress.keys()))
     written = json.loads((place / state.RECORD).read_text())
-    sound = {name: (place / name).read_bytes() for name in (state.OPTIMIZER, state.WEIGHTS)}
+    (shard,) = place.glob("*.safetensors")
+    sound = shard.read_bytes()
+
+    def read() -> None:
+        saved = state.SavedState(place, state.check(place))
+        saved.read({name: torch.zeros_like(tensor) for name, tensor in tensors.items()})
 
     def read_progress(data: bytes) -> None:
-        for name, content in sound.items():
-            (place / name).write_bytes(content)
+        """Read a changed record, its own hash set right where it has one."""
+        shard.write_bytes(sound)
+        with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError, RecursionError):
+            changed = json.loads(data)
+            rest = {key: value for key, value in changed.items() if key != "sha256"}
+            text = json.dumps(rest, sort_keys=True).encode()
+            changed["sha256"][state.RECORD] = hashlib.sha256(text).hexdigest()
+            data = json.dumps(changed).encode()
         (place / state.RECORD).write_bytes(data)
-        state.read(place)
+        read()
 
-    def read_part(part: tuple[str, bytes]) -> None:
-        contents = sound | dict([part])
-        for name, content in contents.items():
-            (place / name).write_bytes(content)
-        hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    def read_shard(data: bytes) -> None:
+        shard.write_bytes(data)
+        hashes = written["sha256"] | {shard.name: hashlib.sha256(data).hexdigest()}
         (place / state.RECORD).write_text(json.dumps(written | {"sha256": hashes}))
-        state.read(place)
-
-    def draw_part(draw: random.Random) -> tuple[str, bytes]:
-        name = draw.choice((state.OPTIMIZER, state.OPTIMIZER, state.WEIGHTS))
-        if name == state.WEIGHTS or draw.random() < 0.5:
-            return name, mutation.raw(draw, sound[name])
-        file = io.BytesIO()
-        saved = {"optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}
-        tensors = [torch.ones(1).expand(1000, 1000), torch.ones(2), torch.zeros(0)]
-        changed = dict(saved) if draw.random() < 0.5 else mutation.document(draw, saved)
-        if isinstance(changed, dict) and draw.random() < 0.5:
-            changed["optimizer"] = draw.choice([*tensors, {"state": {0: draw.choice(tensors)}}])
-        torch.save(changed, file)
-        return name, file.getvalue()
+        read()
 
     return {
         "saved state": Target(lambda draw: mutation.as_json(draw, written), read_progress),
-        "saved state, tensors": Target(draw_part, read_part, 0.5),
+        "saved state, tensors": Target(lambda draw: _damaged(draw, sound), read_shard, 0.3),
     }
+
+
+def _damaged(draw: random.Random, sound: bytes) -> bytes:
+    """Return a file of safetensors with a changed header, or any changed bytes."""
+    length = struct.unpack("<Q", sound[:8])[0]
+    header, data = json.loads(sound[8 : 8 + length]), sound[8 + length :]
+    if draw.random() < 0.3:
+        return mutation.raw(draw, sound)
+    text = mutation.as_json(draw, header)
+    claimed = len(text) if draw.random() < 0.9 else draw.choice((0, 1, 10**10, 2**63, 2**64 - 1))
+    return struct.pack("<Q", claimed) + text + data
 
 
 def _lines(root: Path) -> dict[str, Target]:
@@ -429,9 +424,9 @@ def _lines(root: Path) -> dict[str, Target]:
         return lambda draw: b"\n".join(mutation.as_json(draw, draw.choice(sound)) for _ in range(3))
 
     def read_metrics() -> None:
+        folder.read_metrics(root, schema.MetricLine)
         folder.read_metrics(root)
-        with contextlib.suppress(NacreError):
-            verify._metrics(root)
+        verify._metrics(root)
 
     evaluations = root / results.FILE
     return {
@@ -498,10 +493,13 @@ def _tables(root: Path) -> dict[str, Target]:
     listed = {"format": 1, "identity": identity, "segment_windows": 2, "segments": {"0": "3" * 64}}
     Substrate.build(SubstrateRecipe(kind="code", bits=4), ["a", "b", b"\x00"], 8).save(substrate)
     about = json.loads((substrate / "substrate.json").read_text())
+    rows = (substrate / "substrate.safetensors").read_bytes()
 
     def read_cache() -> None:
-        with contextlib.suppress(manifest.Unreadable):
+        try:
             manifest.read_manifest(cache)
+        except manifest.Unreadable as error:
+            raise CheckpointError(str(error)) from None
 
     return {
         "trunk cache": json_target(cache / manifest.MANIFEST, listed, read_cache),
@@ -510,7 +508,7 @@ def _tables(root: Path) -> dict[str, Target]:
         ),
         "substrate rows": file_target(
             substrate / "substrate.safetensors",
-            lambda draw: mutation.raw(draw, save({"rows": torch.zeros(3, 8)})),
+            lambda draw: mutation.raw(draw, rows),
             lambda: Substrate.load(substrate), 0.5,
         ),
     }  # fmt: skip
@@ -543,7 +541,9 @@ def _compositions(root: Path) -> dict[str, Target]:
         results.fingerprint(made)
 
     def draw_both(draw: random.Random) -> bytes:
-        both = mutation.document(draw, {**configuration, **described})
+        experts = zip(configuration["experts"], described["experts"], strict=True)
+        whole = {**configuration, **described, "experts": [one | other for one, other in experts]}
+        both = mutation.document(draw, whole)
         return json.dumps(both).encode()
 
     return {
@@ -614,6 +614,6 @@ def _questions(root: Path) -> dict[str, Target]:
         lambda: read_parallel(lines),
     )  # fmt: skip
     found["corpus.jsonl"] = json_target(
-        corpus_file, {"text": "a b c", "n": 1}, lambda: list(corpus.read_file(corpus_file))
+        corpus_file, {"text": "a b c", "n": 1}, lambda: list(corpus.read([str(corpus_file)]))
     )
     return found

@@ -13,6 +13,7 @@ from nacre.models.composed import ComposedConfig
 from nacre.models.rules import Rule
 from nacre.train import checkpoint, schema
 from nacre.train.schema import Number, Shape
+from nacre.untrusted import is_path
 
 MOST_EXPERTS = 1024
 
@@ -151,9 +152,9 @@ def _check_experts(path: Path, data: dict[str, Any]) -> None:
         raise CheckpointError(f"{path}: damaged: {message}")
     for expert in experts:
         name = expert["name"]
-        if not name or name.startswith(".") or set(name) & set("/\\:\0"):
+        if not is_path(name) or name.startswith(".") or set(name) & set("/\\:"):
             raise CheckpointError(f"{path}: damaged: {name!r} is no name of an expert")
-        if not expert["path"] or "\0" in expert["path"]:
+        if not is_path(expert["path"]):
             raise CheckpointError(f"{path}: damaged: {expert['path']!r} is no place of an expert")
     try:
         Rule.parse(data["mix"], len(experts))

@@ -34,6 +34,7 @@ from nacre.data.files import File
 from nacre.data.formats import Piece
 from nacre.data.holdout import ContentHash
 from nacre.errors import DataError
+from nacre.untrusted import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -178,7 +179,7 @@ def _abandoned(folder: Path, key: dict[str, Any]) -> tuple[Path, FileLock] | Non
 def _fits(path: Path, key: dict[str, Any]) -> bool:
     """Say whether progress was saved over `key`, and all that it counts is there."""
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = read_json(path)
         done = Progress(**saved["progress"])
         written = [(path.with_name(INDEX), done.all_documents * RECORD.itemsize)]
         written += [(path.with_name(TOKENS), done.all_tokens * saved["token_bytes"])]
@@ -193,7 +194,7 @@ def _saved(place: Path) -> Progress:
     path = place / _PROGRESS
     if not path.exists():
         return Progress()
-    done = Progress(**json.loads(path.read_text(encoding="utf-8"))["progress"])
+    done = Progress(**read_json(path)["progress"])
     logger.info("tokenizing goes on after %d documents", done.all_documents)
     return done
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlsplit
 
 from nacre.errors import ConfigError, DataError, Problem, first_line, nearest
+from nacre.untrusted import is_path
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -96,6 +97,8 @@ def find(source: str, readable: Callable[[str], bool], what_is_read: str) -> lis
 
 def _on_disk(source: str) -> tuple[dict[str, Any], str]:
     """Return the paths of files, sorted, and what named them: "" when the source is the file."""
+    if not is_path(source):
+        raise DataError(f"{source[:100]!r}: is no path of a file, folder or pattern")
     path = Path(source)
     with contextlib.suppress(RuntimeError):  # no such user's home: the name stands as it is
         path = path.expanduser()

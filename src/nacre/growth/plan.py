@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ByteSize,
@@ -29,7 +30,7 @@ from nacre.config import Section, override, read_yaml, validate
 from nacre.errors import ConfigError, Problem, nearest
 from nacre.substrate import SubstrateRecipe, check_recipe
 from nacre.substrate.table import EFFECTIVE
-from nacre.untrusted import LARGEST_DEPTH
+from nacre.untrusted import LARGEST_DEPTH, is_path
 
 _SUFFIX = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 LARGEST_COUNT = 10**18
@@ -64,6 +65,13 @@ def _trained(value: object) -> object:
     return value
 
 
+def _place(value: str) -> str:
+    if not is_path(value.removeprefix("hf:")):
+        raise ValueError("is not the path of a file or a name")
+    return value
+
+
+Place = Annotated[str, AfterValidator(_place)]
 Count = Annotated[int, BeforeValidator(_count), Field(gt=0, le=LARGEST_COUNT)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Size = Annotated[int, Field(gt=0, le=LARGEST_SIZE)]
@@ -74,7 +82,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 class SubstrateSource(Section, SubstrateRecipe):
     """How to make the substrate, or a saved one to stand on as it is."""
 
-    path: str | None = Field(
+    path: Place | None = Field(
         default=None, description="a folder that `nacre substrate build` wrote"
     )
 
@@ -87,7 +95,7 @@ class SubstrateSource(Section, SubstrateRecipe):
 class Tokenizer(Section):
     """Where the tokenizer comes from: built from the corpus, or an existing one."""
 
-    path: str | None = Field(
+    path: Place | None = Field(
         default=None, description="a tokenizer folder, or hf:NAME; none: build one"
     )
     size: Annotated[int, Field(ge=512, le=131_072)] = 4096
@@ -246,7 +254,7 @@ class Plan(Section):
 
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] = "unnamed"
     seed: Seed = 0
-    start_from: str | None = Field(default=None, alias="from", description="a checkpoint to grow")
+    start_from: Place | None = Field(default=None, alias="from", description="a checkpoint to grow")
     substrate: SubstrateSource = SubstrateSource()
     tokenizer: Tokenizer = Tokenizer()
     data: Data = Data()
@@ -301,6 +309,8 @@ def load(source: str | Path, settings: Sequence[str] = ()) -> Plan:
     Raises `ConfigError` with every problem of the plan at once.
     """
     path = Path(source)
+    if not is_path(str(source)):
+        raise ConfigError(Problem("plan", f"{str(source)[:100]!r} is no path of a file"))
     if path.is_dir() and (path / "plan.yaml").exists():
         message = f"{source} is a run, not a plan"
         raise ConfigError(Problem("plan", message, f"its plan is {path / 'plan.yaml'}"))

@@ -10,7 +10,7 @@ import numpy as np
 
 from nacre import config
 from nacre.errors import CheckpointError, ConfigError
-from nacre.train import checkpoint, folder
+from nacre.train import checkpoint, folder, schema
 from nacre.untrusted import read_text
 
 Series = np.ndarray[Any, np.dtype[np.float64]]
@@ -109,7 +109,7 @@ def load_run(run: str | Path) -> RunFiles:
             hint = f"this is one stage; name its run: {path.absolute().parent.parent}"
         raise CheckpointError(f"{path}: is no run ({folder.PLAN} is missing); {hint}")
     records = [checkpoint.read_stage(stage) for stage in checkpoint.stages(path)]
-    metrics = folder.read_metrics(path)
+    metrics = folder.read_metrics(path, schema.MetricLine)
     if not records and not metrics:
         raise CheckpointError(
             f"{path}: nothing to report yet: no stage has finished and {folder.METRICS} has no "

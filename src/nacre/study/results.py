@@ -154,7 +154,7 @@ def curve(run: Run, records: Sequence[Mapping[str, Any]]) -> list[dict[str, floa
     """
     points: list[dict[str, float]] = []
     before = dict.fromkeys(AXES, 0.0)
-    lines = folder.read_metrics(run.folder)
+    lines = folder.read_metrics(run.folder, schema.MetricLine)
     for record in records:
         seconds, per_token = 0.0, record["flops"] / record["tokens"]
         tokens = 0

@@ -198,8 +198,11 @@ def append_metrics(out: Path, line: Mapping[str, Any]) -> None:
         file.write(json.dumps(line) + "\n")
 
 
-def read_metrics(out: Path) -> list[dict[str, Any]]:
-    """Return the lines of `metrics.jsonl` up to the first that is damaged (cut off by a crash)."""
+def read_metrics(out: Path, kind: type[schema.Step] = schema.Step) -> list[dict[str, Any]]:
+    """Return the lines of `metrics.jsonl` up to the first that is damaged (cut off by a crash).
+
+    Damaged is also a line that is not of the `kind` asked for.
+    """
     path = out / METRICS
     if not path.exists():
         return []
@@ -207,7 +210,7 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
     try:
         for written in read_lines(path):
             line = parse_json(written)
-            if not schema.fits(line, schema.MetricLine):
+            if not schema.fits(line, kind):
                 break
             lines.append(line)
     except ValueError:

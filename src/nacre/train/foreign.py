@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from nacre import hub
 from nacre.errors import CheckpointError, NacreError, one_line
-from nacre.untrusted import FILE_BYTES, LARGEST_DEPTH, check_links, parse_json, read_json
+from nacre.untrusted import FILE_BYTES, LARGEST_DEPTH, check_links, is_path, parse_json, read_json
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
@@ -171,8 +171,8 @@ def check_index(folder: Path) -> None:
     if not isinstance(shards, dict):
         raise CheckpointError(f"{folder / INDEX}: weight_map is no mapping of tensors to files")
     for shard in shards.values():
-        plain = isinstance(shard, str) and shard and Path(shard).name == shard
-        if not plain or set(shard) & {"\\", "\0"}:
+        plain = isinstance(shard, str) and is_path(shard) and Path(shard).name == shard
+        if not plain or "\\" in shard:
             raise CheckpointError(f"{folder / INDEX}: {shard!r} is no file of the folder")
         if not shard.endswith(".safetensors"):
             raise CheckpointError(f"{folder / INDEX}: {shard!r} is no file in safetensors")
@@ -235,9 +235,9 @@ def read_header(path: Path) -> dict[str, Any]:
     Raises CheckpointError for a header that is damaged, or larger than `HEADER_BYTES`.
     """
     where = f"{path.parent}: cannot be loaded: {path.name}"
-    if not path.is_file():
-        raise CheckpointError(f"{where} is missing")
     try:
+        if not path.is_file():
+            raise CheckpointError(f"{where} is missing")
         size = path.stat().st_size
         with path.open("rb") as file:
             begin = file.read(8)

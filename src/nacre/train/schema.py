@@ -47,6 +47,21 @@ class Record(Shape):
     history: list[Pair] = []
 
 
+class Certificate(Shape):
+    """What merging the adapters changed."""
+
+    adapters: Number
+    largest_logit_difference: float
+    loss_difference: float
+
+
+class Merged(Shape):
+    """Low-rank adapters that a stage trained and merged."""
+
+    rank: Number
+    merge: Certificate
+
+
 class StageRecord(Record):
     """`stage.json` of a stage that a run trained, as reports read it."""
 
@@ -60,7 +75,10 @@ class StageRecord(Record):
     peak_memory_bytes: Number
     trunk_mode: str
     trainable: list[str]
-    lora: dict[str, Any] | None
+    lora: Merged | None
+    train: str = "crown"
+    under: Blocks = 0
+    parent: str | None  # pyright: ignore[reportGeneralTypeIssues]
     validation: HeldOut  # pyright: ignore[reportGeneralTypeIssues]
 
 
@@ -68,13 +86,20 @@ class CostedRecord(StageRecord):
     """The same, as studies compare it."""
 
     flops: float
+    tokenizer: str  # pyright: ignore[reportGeneralTypeIssues]
+    corpus: str  # pyright: ignore[reportGeneralTypeIssues]
 
 
-class MetricLine(Shape):
-    """A line of `metrics.jsonl`: a step, or an evaluation."""
+class Step(Shape):
+    """What every line of `metrics.jsonl` says: where it stands."""
 
     stage: Annotated[int, Field(gt=0, lt=2**31)]
     step: Number
+
+
+class MetricLine(Step):
+    """A line of `metrics.jsonl`, a step or an evaluation, as reports and studies read it."""
+
     tokens: Number
     loss: float = 0.0
     tokens_per_second: Annotated[float, Field(gt=0)] = 1.0

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
@@ -30,7 +29,8 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from nacre import processes
 from nacre.errors import CheckpointError, one_line
-from nacre.train import checkpoint, schema
+from nacre.train import checkpoint, foreign, schema
+from nacre.untrusted import is_path
 
 PROGRESS = tuple(name for name in schema.Progress.model_fields if name != "sha256")
 RECORD = "progress.json"
@@ -50,7 +50,9 @@ class SavedState:
             with _plainly():
                 reader = HuggingFaceStorageReader(str(self.folder))
                 load_tensors(dict(tensors), storage_reader=reader)
-        except (RuntimeError, ValueError, SafetensorError) as error:
+        except OSError:
+            raise
+        except Exception as error:  # torch raises about anything for what it did not write
             said = one_line(error)
             raise CheckpointError(f"{self.folder}: cannot be read: {said}") from None
 
@@ -148,7 +150,9 @@ def check(folder: Path) -> dict[str, Any]:
     """
     progress = checkpoint.read_json(folder / RECORD)
     hashes = progress.pop("sha256", None)
-    if not isinstance(hashes, dict) or any(Path(name).name != name for name in hashes):
+    if not isinstance(hashes, dict) or not all(
+        is_path(name) and Path(name).name == name for name in hashes
+    ):
         raise CheckpointError(f"{folder / RECORD}: damaged: lacks the hashes of its files")
     for name, expected in hashes.items():
         if not (folder / name).is_file():
@@ -156,6 +160,10 @@ def check(folder: Path) -> dict[str, Any]:
         found = _hash_of(progress) if name == RECORD else _hash(folder / name)
         if found != expected:
             raise CheckpointError(f"{folder}: damaged: {name} is not what was saved")
+    for path in sorted(folder.glob("*.safetensors")):
+        if path.name not in hashes:
+            raise CheckpointError(f"{folder}: damaged: {path.name} was not saved with the others")
+        foreign.read_header(path)
     lacking = [key for key in PROGRESS if key not in progress]
     if RECORD not in hashes or lacking:
         without = lacking[0] if lacking else f"the hash of {RECORD}"
