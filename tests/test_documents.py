@@ -1,7 +1,7 @@
 """Every block of the documents runs, from top to bottom of a page; what they name exists.
 
 A block says by its language what becomes of it. `sh`: each line is a `nacre` command, which runs as
-written. `python`: it runs, in one namespace for the page. `yaml`: it is read as a plan, a study or a
+written. `python`: it runs, in one namespace for the page. `yaml`: it is read as a plan, study or
 fleet; a plan is written to the file that its first line names. `text` and blocks without a language
 are shown only; where such a block is a command, the paragraph below says why it is not run.
 

@@ -1,4 +1,4 @@
-"""The documentation builds without a warning, loads nothing from elsewhere, is complete."""
+"""The site builds without a warning, loads nothing from elsewhere, has every public name."""
 
 from __future__ import annotations
 
