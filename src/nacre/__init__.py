@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from nacre.composition import tune as tune_heads
     from nacre.doctor import examine
     from nacre.evaluate.run import evaluate as evaluate_checkpoints
+    from nacre.export import export as export_checkpoint
     from nacre.generation import Sampling, generate, generate_at_depths, trace
     from nacre.growth.budget import estimate
     from nacre.growth.plan import Plan
@@ -45,6 +46,7 @@ _PUBLIC = {
     "estimate": ("nacre.growth.budget", "estimate"),
     "evaluate_checkpoints": ("nacre.evaluate.run", "evaluate"),
     "examine": ("nacre.doctor", "examine"),
+    "export_checkpoint": ("nacre.export", "export"),
     "from_pretrained": ("nacre.publish", "from_pretrained"),
     "generate": ("nacre.generation", "generate"),
     "generate_at_depths": ("nacre.generation", "generate_at_depths"),
@@ -77,6 +79,7 @@ __all__ = [
     "estimate",
     "evaluate_checkpoints",
     "examine",
+    "export_checkpoint",
     "from_pretrained",
     "generate",
     "generate_at_depths",

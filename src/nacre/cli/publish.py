@@ -1,4 +1,4 @@
-"""Send to the hub."""
+"""Give to others: to the hub, to other engines."""
 
 from __future__ import annotations
 
@@ -48,3 +48,33 @@ def push(
     screen.print(f"{sent['kind']}: {revisions}", highlight=False, markup=False, soft_wrap=True)
     hint = f'use it: nacre.from_pretrained("{sent["name"]}"), or `hf:{sent["name"]}` in commands'
     screen.print(hint, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CKPT", help="A stage, a run, a Hugging Face folder.")
+    ],
+    to: Annotated[Path, typer.Option(metavar="FOLDER", help="A new folder.")],
+    target: Annotated[str, typer.Option("--as", help="single, onnx or gguf.")] = "single",
+    converter: Annotated[
+        Path | None, typer.Option(help="gguf: llama.cpp's convert_hf_to_gguf.py.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a checkpoint for other engines: one file of weights, ONNX, GGUF.
+
+    nacre export runs/novels --to novels --as single
+
+    nacre export runs/novels --to novels-gguf --as gguf --converter llama.cpp/convert_hf_to_gguf.py
+    """
+    from nacre.export import export as write
+    from nacre.numbers import size
+
+    quiet_transformers()
+    done = write(checkpoint, to, target, converter=converter)
+    if as_json:
+        emit(done)
+    else:
+        files = f"{len(done['files'])} files, {size(sum(done['files'].values()))}"
+        screen.print(f"{to}: {files}", highlight=False, markup=False, soft_wrap=True)

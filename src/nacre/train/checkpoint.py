@@ -204,8 +204,13 @@ def save_weights(
 
 
 def _shards(folder: Path) -> dict[str, str]:
-    """Return the shard that holds each tensor of a stage, by its index; nothing without one."""
-    return read_json(folder / INDEX)["weight_map"] if (folder / INDEX).exists() else {}
+    """Return the shard that holds each tensor of a stage; without an index it is one file."""
+    if (folder / INDEX).exists():
+        return read_json(folder / INDEX)["weight_map"]
+    if not (folder / foreign.WEIGHTS).exists():
+        return {}
+    with safe_open(folder / foreign.WEIGHTS, "pt") as file:
+        return dict.fromkeys(file.keys(), foreign.WEIGHTS)
 
 
 def _stored_size(tensor: torch.Tensor) -> int:
