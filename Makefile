@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+TOOLS  := .tools
 
-.PHONY: demo test lint docs setup clean
+.PHONY: demo test lint docs setup sbom audit clean
 .DEFAULT_GOAL := demo
 
 # The constraints file pins every version the tests ran with; torch goes first, so that nothing else chooses its build.
@@ -36,5 +37,18 @@ lint: $(VENV)/installed-dev  ## style, types and the direction of imports
 docs: $(VENV)/installed-dev  ## the documentation as a site, build/site/index.html; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+# Tools that look at the environment from outside have one of their own.
+$(TOOLS)/installed:
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --quiet 'cyclonedx-bom>=7' 'pip-audit>=2.9'
+	@touch $@
+
+sbom: $(VENV)/installed $(TOOLS)/installed  ## what is installed, as CycloneDX: sbom.json
+	$(TOOLS)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --of JSON -o sbom.json
+
+# Needs the network. Strict: a package that could not be looked up is a failure, not a pass.
+audit: $(TOOLS)/installed  ## known vulnerabilities of the pinned versions
+	$(TOOLS)/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
+
 clean:
-	rm -rf $(VENV) build runs
+	rm -rf $(VENV) $(TOOLS) build runs sbom.json
