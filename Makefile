@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 TOOLS  := .tools
 
-.PHONY: demo test lint docs setup sbom audit clean
+.PHONY: demo test lint docs wheel setup sbom audit clean
 .DEFAULT_GOAL := demo
 
 # The constraints file pins every version the tests ran with; torch goes first, so that nothing else chooses its build.
@@ -49,6 +49,10 @@ sbom: $(VENV)/installed $(TOOLS)/installed  ## what is installed, as CycloneDX: 
 # Needs the network. Strict: a package that could not be looked up is a failure, not a pass.
 audit: $(TOOLS)/installed  ## known vulnerabilities of the pinned versions
 	$(TOOLS)/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
+
+wheel: $(VENV)/installed-dev  ## build the wheel into dist/ and test it
+	$(BIN)/python -m hatchling build -t wheel -d dist
+	$(BIN)/pytest tests/test_wheel.py
 
 clean:
 	rm -rf $(VENV) $(TOOLS) build runs sbom.json
