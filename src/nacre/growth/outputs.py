@@ -185,16 +185,13 @@ def build(
     below: Below | None,
     device: torch.device,
     advance: Callable[[int], None] = lambda windows: None,
-) -> tuple[list[str], float]:
-    """Make the caches of a stage in `folder`, or complete them.
-
-    Returns what was found wrong, and the seconds that making them took, earlier tries included.
+) -> list[str]:
+    """Make the caches of a stage in `folder`, or complete them; return what was found wrong.
 
     `trunk` takes token ids, or what `below` holds if that is given. `advance` is told of windows.
     """
     windows, loader = reading.windows(), reading.loader
     said: list[str] = []
-    seconds = 0.0
 
     def train(records: range) -> Iterator[torch.Tensor]:
         for first in range(records.start, records.stop, reading.batch_windows):
@@ -237,8 +234,7 @@ def build(
             builder.finish()
             processes.wait()
             processes.on_main(builder.adopt)
-            seconds += builder.seconds
-    return said, seconds
+    return said
 
 
 def numbered(batches: Iterator[Batch]) -> Iterator[tuple[int, Batch]]:

@@ -23,7 +23,7 @@ from nacre.data.loader import Batch, Loader, LoaderState
 from nacre.data.shards import TokenStore
 from nacre.errors import CheckpointError, ConfigError, Problem
 from nacre.growth import choice, outputs, trunk
-from nacre.growth.cache import Dtype, drop, read_identity
+from nacre.growth.cache import Dtype, build_seconds, drop, read_identity
 from nacre.growth.choice import Choice, Reader, size
 from nacre.growth.outputs import Identities, Outputs, Reading, Windows
 from nacre.growth.plan import Plan
@@ -267,7 +267,7 @@ class StageTrunk:
         view = RecomputedTrunk(self.model, self.depth, start)
         windows = self.wanted.train.windows
         self.observer.phase("Trunk outputs", windows + self.wanted.held_out.windows)
-        said, seconds = outputs.build(
+        said = outputs.build(
             self.folder, self.wanted, self.read, view, below, self.accelerator.device,
             self.observer.advance,
         )  # fmt: skip
@@ -280,7 +280,9 @@ class StageTrunk:
             "bytes": self.wanted.bytes,
             "windows": windows,
             "from_depth": start,
-            "seconds": seconds,
+            "seconds": sum(
+                build_seconds(self.folder / p) for p in (outputs.TRAIN, outputs.HELD_OUT)
+            ),
         }
 
     def _below(self) -> outputs.Below | None:

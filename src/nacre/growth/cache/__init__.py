@@ -11,7 +11,14 @@ not decided here.
 from __future__ import annotations
 
 from nacre.growth.cache.builder import CacheBuilder
-from nacre.growth.cache.manifest import Identity, cache_bytes, drop, faults, read_identity
+from nacre.growth.cache.manifest import (
+    Identity,
+    build_seconds,
+    cache_bytes,
+    drop,
+    faults,
+    read_identity,
+)
 from nacre.growth.cache.reader import TrunkCache
 from nacre.growth.cache.records import Dtype, record_bytes
 
@@ -20,6 +27,7 @@ __all__ = [
     "Dtype",
     "Identity",
     "TrunkCache",
+    "build_seconds",
     "cache_bytes",
     "drop",
     "faults",

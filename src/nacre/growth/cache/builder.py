@@ -152,11 +152,6 @@ class CacheBuilder:
         """The records that are complete on disk."""
         return sum(len(self._manifest.records(number)) for number in self._manifest.segments)
 
-    @property
-    def seconds(self) -> float:
-        """The time that making those took, that of builders before this one included."""
-        return self._manifest.seconds
-
     def missing(self) -> Iterator[range]:
         """Yield the records of each segment of its part still to build, in order, as of now."""
         which, parts = self.part

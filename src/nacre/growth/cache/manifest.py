@@ -152,6 +152,11 @@ def read_identity(folder: Path) -> Identity | None:
         return None
 
 
+def build_seconds(folder: Path) -> float:
+    """Return the seconds that making the cache in `folder` took, over all processes that did."""
+    return read_manifest(folder).seconds
+
+
 def faults(folder: Path) -> list[str]:
     """Read the segments that the cache in `folder` lists; return what is wrong with them.
 
