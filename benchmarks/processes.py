@@ -78,8 +78,9 @@ def memory(folder: Path) -> None:
         idle = grow(small, folder / f"idle-{count}", count)[0]["peak_memory_bytes"]
         record = grow(MEMORY, folder / f"memory-{count}", count)[0]
         peaks[count] = record["peak_memory_bytes"] - idle
-        print(f"{count} process(es): {peaks[count] / 1e6:,.0f} MB each beyond the {idle / 1e6:,.0f} "
-              f"of a tiny model, {record['active_parameters'] / 1e6:.0f}M trained")  # fmt: skip
+        trained = record["active_parameters"] / 1e6
+        beyond = f"{peaks[count] / 1e6:,.0f} MB each beyond the {idle / 1e6:,.0f} of a tiny model"
+        print(f"{count} process(es): {beyond}, {trained:.0f}M trained")
     print(f"2 against 1: {peaks[2] / peaks[1]:.2f}x")
 
 
