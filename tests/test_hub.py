@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -203,6 +204,24 @@ with torch.no_grad():
     assert torch.equal(torch.load(tmp_path / "logits.pt"), expected)
     card = tree["README.md"].decode()
     assert 'from_pretrained("pearl/both", trust_remote_code=True)' in card
+
+
+def test_the_card_of_a_trained_composition_names_no_folder(
+    hub: Hub, bundle: Path, tmp_path: Path
+) -> None:
+    record = json.loads((bundle / "composition.json").read_text())
+    scores = {when: {"bits_per_byte": 2.0} for when in ("before", "after")}
+    (bundle / "trained.safetensors").write_bytes(b"heads")
+    record["trained"] = {
+        "what": "heads", "parameters": 1, "tokens": 1, "validation": scores,
+        "sources": [str(tmp_path / "secret" / "texts")],
+        "sha256": hashlib.sha256(b"heads").hexdigest(),
+    }  # fmt: skip
+    (bundle / "composition.json").write_text(json.dumps(record))
+    nacre.push_to_hub(bundle, "pearl/both")
+    card = hub.repositories["pearl/both"].tree()["README.md"].decode()
+    assert "`texts`" in card
+    assert "secret" not in card
 
 
 def test_substrates_and_tokenizers(hub: Hub, tiny_run: Path) -> None:

@@ -45,6 +45,9 @@ def stage_card(stage: Path, load: str, licence: str | None) -> str:
 def composed_card(target: Path, load: str, licence: str | None) -> str:
     """Return the card of a composition."""
     record = composition.read_record(target)
+    if trained := record.get("trained"):
+        sources = [_public(source) for source in trained["sources"]]
+        record = record | {"trained": trained | {"sources": sources}}
     sections = [*_results(target), *_licence(licence)]
     return composition_card(record, load=load, about=_front({}, licence), sections=sections)
 
