@@ -264,6 +264,20 @@ def an_id_of_billions(stage: Path, outside: Path) -> None:
     path.write_text(json.dumps(data))
 
 
+@case(TOKENIZER, "has the id 4,294,967,290")
+def an_added_id_of_billions(stage: Path, outside: Path) -> None:
+    path = stage / "tokenizer.json"
+    data = json.loads(path.read_text())
+    data["added_tokens"].append(data["added_tokens"][0] | {"id": 4_294_967_290, "content": "x"})
+    path.write_text(json.dumps(data))
+
+
+@case(TOKENIZER, "has the id 4,294,967,290")
+def a_setting_with_an_id_of_billions(stage: Path, outside: Path) -> None:
+    token = {"content": "x", "special": True}
+    edit(stage / "tokenizer_config.json", added_tokens_decoder={"4294967290": token})
+
+
 @case(TOKENIZER, "makes a text more than 256 times longer")
 def a_normalizer_that_doubles(stage: Path, outside: Path) -> None:
     double = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
@@ -478,7 +492,8 @@ def read(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         command, capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL,
         timeout=280, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    last = done.stdout[-300:]
+    assert done.returncode == 0, f"it died after {last}: {done.stderr[:2000]}"
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('["')]
     return {name: (*found, root / name / "outside" / "ran") for name, *found in lines}
 

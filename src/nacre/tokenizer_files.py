@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -92,6 +92,8 @@ def _check_json(path: Path) -> None:
         check_definition(data)
     if path.name == "tokenizer_config.json":
         _check_settings(path.parent, data)
+    if path.name in ("vocab.json", "added_tokens.json"):
+        _check_ids(data.values())
 
 
 def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
@@ -103,12 +105,26 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
             place = Path(value).resolve()
             if place.exists() and not place.is_relative_to(folder.resolve()):
                 raise ValueError(f"{key} names a file of another folder: {value}")
+    if isinstance(added := settings.get("added_tokens_decoder"), dict):
+        _check_ids(int(index) for index in added if index.isdecimal())
+
+
+def _check_ids(ids: Iterable[Any]) -> None:
+    """Raise ValueError for an id without measure: tables are made that reach to it."""
+    highest = max((index for index in ids if isinstance(index, int)), default=0)
+    if highest >= MOST_TOKENS:
+        raise ValueError(f"it has the id {highest:,}, at most {MOST_TOKENS - 1:,} is allowed")
 
 
 def check_definition(data: Any) -> None:
     """Raise ValueError for a `tokenizer.json` that makes much out of little."""
     if not isinstance(data, dict):
         raise ValueError(f"expected a JSON object, found {type(data).__name__}")
+    model, added = data.get("model"), data.get("added_tokens")
+    if isinstance(model, dict) and isinstance(vocabulary := model.get("vocab"), dict):
+        _check_ids(vocabulary.values())
+    if isinstance(added, list):
+        _check_ids(token.get("id") for token in added if isinstance(token, dict))
     for part in ("normalizer", "pre_tokenizer", "decoder"):
         growth = 1.0
         for step in _steps(data.get(part)):
@@ -148,10 +164,7 @@ def _growth(step: dict[str, Any]) -> float:
 
 def _check_backend(backend: Any) -> None:
     """Raise ValueError for ids, tokens and special tokens without measure, and for slowness."""
-    vocabulary = backend.get_vocab(with_added_tokens=True)
-    highest = max(vocabulary.values(), default=0)
-    if highest >= MOST_TOKENS:
-        raise ValueError(f"it has the id {highest:,}, at most {MOST_TOKENS - 1:,} is allowed")
+    _check_ids(backend.get_vocab(with_added_tokens=True).values())
     if (added := backend.num_special_tokens_to_add(False)) > MOST_ADDED:
         raise ValueError(f"it puts {added:,} special tokens around a text")
     begin = time.perf_counter()
