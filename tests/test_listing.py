@@ -79,6 +79,8 @@ def test_a_run_that_is_written_to_is_running(runs: Path) -> None:
         ("stages/02/stage.json", None, "stage 2 is missing below stage 3"),
         ("plan.yaml", "stages: [", "plan.yaml cannot be read"),
         ("plan.yaml", "name: x", "lacks 'stages'"),
+        ("plan.yaml", "[" * 100_000, "plan.yaml cannot be read: is nested too deeply"),
+        ("stages/02/stage.json", "[" * 100_000, "stage.json cannot be read: nested more than 100"),
     ],
 )
 def test_what_is_damaged_is_listed_with_the_reason(

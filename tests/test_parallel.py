@@ -95,3 +95,9 @@ def test_what_is_wrong_with_a_file(tmp_path: Path) -> None:
         f"{table}: is translate-en-ru, as {other} is; keep one of them"
     )
     assert "there is no such folder" in refused(lambda: parallel.find(tmp_path / "none"))
+
+
+def test_a_head_that_only_looks_like_languages_names_no_table(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_bytes(b"\x1f en\tru\nday\tday\n")
+    (tmp_path / "b.tsv").write_bytes(b"en\tru\t\nday\tday\t\n")
+    assert parallel.find(tmp_path) == {}

@@ -345,6 +345,7 @@ def test_real_text_in_three_languages(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [{"end": 10**6}, {"end": -1}, {"vocabulary_size": "512"}, {"fingerprint": 5}, {"key": []},
+     {"tokenizer": "\ud800"},
      {"vocabulary_size": 2**40}],
 )  # fmt: skip
 def test_a_manifest_of_other_kinds_is_refused(change, tokenizer, tmp_path):

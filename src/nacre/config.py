@@ -9,7 +9,7 @@ import reprlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
@@ -64,7 +64,24 @@ YAML_BYTES, YAML_VALUES, YAML_DEPTH = 2**20, 20_000, 50
 _LONGEST_NUMBER = 64
 
 
-class _Loader(yaml.SafeLoader):
+if TYPE_CHECKING or not yaml.__with_libyaml__:
+    _Safe = yaml.SafeLoader
+else:
+
+    class _Safe(
+        yaml.composer.Composer, yaml.cyaml.CParser, yaml.constructor.SafeConstructor,
+        yaml.resolver.Resolver,
+    ):  # fmt: skip
+        """The safe loader on libyaml's events; its own composer recurses in C without a bound."""
+
+        def __init__(self, stream: str) -> None:
+            yaml.cyaml.CParser.__init__(self, stream)
+            yaml.composer.Composer.__init__(self)
+            yaml.constructor.SafeConstructor.__init__(self)
+            yaml.resolver.Resolver.__init__(self)
+
+
+class _Loader(_Safe):
     """The safe loader, bounded; a key that stands twice in a mapping is an error."""
 
     def __init__(self, stream: str) -> None:

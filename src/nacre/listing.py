@@ -6,7 +6,6 @@ transformers is imported. What is damaged is listed with the reason.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -14,11 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from filelock import FileLock, Timeout
 
+from nacre.config import read_yaml
 from nacre.errors import ConfigError, Problem
 from nacre.folders import COMPOSITION, LOCK, METRICS, PLAN, STAGE, STUDY
+from nacre.untrusted import parse_json, read_json
 
 State = Literal["running", "interrupted", "finished", "damaged"]
 Files = dict[tuple[int, int], int]
@@ -162,7 +162,7 @@ def _run(path: Path) -> Run:
         depth = done[-1]["depth"] if done else None
         bits = done[-1]["validation"]["bits_per_byte"] if done else None
         tokens = sum(stage["tokens"] for stage in done) + _tokens_since(path, len(done))
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         nothing = {"depth": None, "bits_per_byte": None, "tokens": 0}
         return Run(
             **about, state="damaged", stages=len(done), planned=planned, **nothing,
@@ -198,7 +198,7 @@ def _tokens_since(run: Path, stages: int) -> int:
         lines = file.read().splitlines()
     for line in reversed(lines):
         try:
-            last = json.loads(line)
+            last = parse_json(line)
         except ValueError:  # cut off: by a crash at the end, by where the tail begins at the start
             continue
         return int(last["tokens"]) if last["stage"] > stages else 0
@@ -227,7 +227,7 @@ def _study(path: Path) -> Study:
         data = _read_yaml(path / STUDY)
         budgets = [arm.get("budgets") or data["budgets"] for arm in data["arms"].values()]
         planned = len(data["seeds"]) * sum(map(len, budgets))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return Study(**about, state="damaged", planned=0, damage=_reason(error))
     states = {run.state for run in runs}
     whole = states == {"finished"} and len(runs) >= planned
@@ -260,17 +260,17 @@ def _composition(path: Path) -> Composition:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_bytes())
+        return read_json(path)
     except ValueError as error:
         raise ValueError(f"{path.name} cannot be read: {error}") from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        return yaml.load(path.read_bytes(), loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path.name} cannot be read: {error}") from None
+        return read_yaml(path)
+    except ConfigError as error:
+        said = error.problems[0].message
+        raise ValueError(f"{path.name} cannot be read: {said}") from None
 
 
 def _reason(error: Exception) -> str:

@@ -108,7 +108,9 @@ class TokenStore:
         every = (dataclasses.astuple(counts) for counts in self.counts.values())
         numbers = [self.vocabulary_size, self.end, *itertools.chain.from_iterable(every)]
         whole = all(type(number) is int and 0 <= number < 2**62 for number in numbers)
-        named = all(isinstance(name, str) for name in (self.fingerprint, self.tokenizer))
+        named = all(
+            isinstance(name, str) and name.isascii() for name in (self.fingerprint, self.tokenizer)
+        )
         return whole and named and self.end < self.vocabulary_size < 2**32
 
     def verify(self) -> None:

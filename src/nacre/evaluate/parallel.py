@@ -76,7 +76,7 @@ def find(folder: str | Path) -> dict[str, ParallelText]:
 def _head(path: Path) -> list[str]:
     """Return the languages of a table's columns, none where its first line does not name them."""
     line = read_bytes(path)[:1000].partition(b"\n")[0].decode(errors="replace")
-    names = line.removeprefix("\ufeff").strip().split("\t")
+    names = line.removeprefix("\ufeff").strip("\r ").split("\t")
     return names if len(names) > 1 and set(names) <= set(LANGUAGES) else []
 
 

@@ -5,13 +5,13 @@ Reads no weights and imports no torch, so that the page is up before anything sl
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from nacre.errors import ConfigError, Problem
+from nacre.untrusted import read_json
 
 Kind = Literal["run", "checkpoint", "composition", "study"]
 
@@ -112,10 +112,10 @@ def stage_depths(path: Path) -> list[int]:
     try:
         if (path / "plan.yaml").is_file():
             records = sorted((path / "stages").glob("*/stage.json"))
-            return [int(json.loads(record.read_bytes())["depth"]) for record in records]
-        config = json.loads((path / "config.json").read_bytes())
+            return [int(read_json(record)["depth"]) for record in records]
+        config = read_json(path / "config.json")
         return [int(config.get("num_hidden_layers") or config.get("n_layer") or 0)]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError):
         return []
 
 
@@ -124,7 +124,7 @@ def expert_count(given: Given) -> int:
     inside = 0
     for path in given.compositions:
         try:
-            inside += len(json.loads((path / "composition.json").read_bytes())["experts"])
-        except (OSError, ValueError, KeyError, TypeError):
+            inside += len(read_json(path / "composition.json")["experts"])
+        except (OSError, ValueError, LookupError, TypeError):
             continue  # whoever loads it says what is wrong
     return inside + len(given.experts)
