@@ -25,8 +25,8 @@ demo: $(VENV)/installed  ## grow a small model on the embedded text, about five 
 	$(BIN)/nacre grow --out runs/demo --overwrite
 	$(BIN)/nacre generate runs/demo "The function returns" --depths
 
-test: $(VENV)/installed-dev  ## the whole test suite
-	$(BIN)/pytest
+test: $(VENV)/installed-dev  ## the whole test suite, on two cores
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --durations 15
 
 lint: $(VENV)/installed-dev  ## style, types and the direction of imports
 	$(BIN)/ruff check .

@@ -67,7 +67,8 @@ def read_bytes(path: Path, most: int = FILE_BYTES) -> bytes:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(about.st_mode):
             raise RefusedFile(path, "is no regular file")
-        data = file.read(most + 1) if about.st_size <= most else b""
+        # It may have grown since; read(n) would take memory for n at once, whatever there is.
+        data = file.read(min(most, about.st_size) + 1) if about.st_size <= most else b""
         size = max(about.st_size, len(data))
         if size > most:
             raise RefusedFile(path, f"has {size:,} bytes, more than the {most:,} that are read")
