@@ -232,6 +232,7 @@ def main() -> int:
     asked = options.parse_args()
     torch.set_num_threads(1)
     command = f"python benchmarks/faults.py --faults {asked.faults} --seed {asked.seed}"
+    command += " --place FOLDER" * (asked.place is not None)
     with tempfile.TemporaryDirectory(dir=asked.place) as place:
         small = shutil.disk_usage(place).total <= SMALL_DISK
         kinds = [*KINDS, *(["full disk"] if small else [])]
