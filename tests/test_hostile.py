@@ -253,7 +253,25 @@ def a_field_by_the_name_of_a_method(stage: Path, outside: Path) -> None:
     edit(stage / "config.json", to_dict=3)
 
 
+@case(LOAD, "generation_config.json: num_beams is 1,000,000,000, at most 64")
+def a_billion_beams(stage: Path, outside: Path) -> None:
+    edit(stage / "generation_config.json", num_beams=10**9)
+
+
+@case("checkpoint.load_config({!r})", "describes 1,000 blocks of 4,000 experts")
+def millions_of_experts(stage: Path, outside: Path) -> None:
+    edit(stage / "config.json", num_hidden_layers=1000, num_local_experts=4000)
+
+
 # --- tokenizers ---
+
+
+@case(TOKENIZER, "config.json: num_labels is 1,000,000,000, at most")
+def a_model_of_billions_beside_a_tokenizer(stage: Path, outside: Path) -> None:
+    settings = json.loads((stage / "tokenizer_config.json").read_text())
+    settings.pop("tokenizer_class")
+    (stage / "tokenizer_config.json").write_text(json.dumps(settings))
+    edit(stage / "config.json", num_labels=10**9)
 
 
 @case(TOKENIZER, "has the id 4,294,967,290")

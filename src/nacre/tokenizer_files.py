@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from nacre import model_config
 from nacre.errors import one_line
 from nacre.untrusted import check_links, read_bytes, read_json
 
@@ -46,9 +47,9 @@ def read(folder: Path) -> Any:
 
     check_links(folder)
     for path in sorted(folder.iterdir()):
-        if path.suffix == ".json" and (
-            "token" in path.name or path.name in ("config.json", "vocab.json")
-        ):
+        if path.name == model_config.CONFIG:
+            _named(path, model_config.check)
+        elif path.suffix == ".json" and ("token" in path.name or path.name == "vocab.json"):
             _named(path, _check_json)
         elif path.suffix in (".txt", ".model", ".jinja", ".tiktoken"):
             _named(path, read_bytes)

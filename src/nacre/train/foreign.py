@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,40 +17,20 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from nacre import hub
+from nacre import hub, model_config
 from nacre.errors import CheckpointError, NacreError, one_line
-from nacre.untrusted import FILE_BYTES, LARGEST_DEPTH, check_links, is_path, parse_json, read_json
+from nacre.model_config import CONFIG, GENERATION
+from nacre.untrusted import check_links, is_path, parse_json, read_json
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 
-CONFIG_BYTES = 2**22
 HEADER_BYTES = 2**25
 """Of a file of weights; safetensors itself allows three times as much."""
 
 MOST_DIMENSIONS = 16
 BUFFER_BYTES = 2**28
 """Of what a model makes for itself and no file holds, such as masks."""
-
-LARGEST_FIELD = 2**40
-MOST_EXPERTS = 2**17
-"""In all blocks together."""
-
-CEILINGS = {
-    **dict.fromkeys(
-        ("layer", "blocks", "depth", "iters", "cycles", "altup", "pretraining_tp"), LARGEST_DEPTH
-    ),
-    "expert": 2**12, "head": 2**16, "label": 2**16, "codebook": 2**16,
-}  # fmt: skip
-"""The most that a whole number of `config.json` may be, by a part of its name: `transformers` makes
-lists of these lengths when it reads it, or modules when it builds the model."""
-
-ELSEWHERE = ("transformers_weights", "configuration_files", "quantization_config_file")
-"""Fields of `config.json` that name other files to read."""
-
-KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation",
-           "_experts_implementation")  # fmt: skip
-"""Fields by which code can be fetched from the hub: those who load a model choose these."""
 
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
@@ -105,59 +85,24 @@ def check_folder(folder: Path) -> None:
     if (folder / ADAPTER).exists():
         fix = "merge the adapter into its model and save that"
         raise CheckpointError(f"{folder}: holds an adapter ({ADAPTER}), which is not loaded; {fix}")
-    _check_config(folder / CONFIG, _object(folder / CONFIG, CONFIG_BYTES))
+    for name in (CONFIG, GENERATION):
+        if (folder / name).exists():
+            try:
+                model_config.check(folder / name)
+            except (OSError, ValueError) as error:
+                raise CheckpointError(f"{folder}: cannot be loaded: {name}: {error}") from None
     check_index(folder)
 
 
-def _object(path: Path, most: int = FILE_BYTES) -> dict[str, Any]:
+def _object(path: Path) -> dict[str, Any]:
     try:
-        data = read_json(path, most)
+        data = read_json(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path.parent}: cannot be loaded: {path.name}: {error}") from None
     if not isinstance(data, dict):
         what = f"expected a JSON object, found {type(data).__name__}"
         raise CheckpointError(f"{path.parent}: cannot be loaded: {path.name}: {what}")
     return data
-
-
-def _check_config(path: Path, config: Mapping[str, Any]) -> None:
-    for key in ELSEWHERE:
-        if config.get(key) is not None:
-            fix = "take the field out"
-            raise CheckpointError(f"{path}: {key} names other files, which are not read; {fix}")
-    for key, value in _fields(config):
-        own = getattr(PreTrainedConfig, key, None)
-        if callable(own) or key.startswith("__"):
-            raise CheckpointError(f"{path}: {key!r} is no field of a configuration")
-        if key in KERNELS and not (value is None or str(value) in ("eager", "sdpa")):
-            fix = "take the field out"
-            raise CheckpointError(f"{path}: {key} asks for {value!r}, which is not loaded; {fix}")
-        if isinstance(value, int) and abs(value) > (most := _ceiling(key)):
-            raise CheckpointError(f"{path}: {key} is {value:,}, at most {most:,} is allowed")
-    blocks, experts = (_largest(config, part) for part in ("layer", "expert"))
-    if blocks * experts > MOST_EXPERTS:
-        raise CheckpointError(f"{path}: describes {blocks:,} blocks of {experts:,} experts")
-
-
-def _ceiling(key: str) -> int:
-    """Return the most that a whole number may be; sizes are checked by the weights."""
-    parts = () if "size" in key else (most for part, most in CEILINGS.items() if part in key)
-    return min(parts, default=LARGEST_FIELD)
-
-
-def _largest(config: Mapping[str, Any], part: str) -> int:
-    """Return the largest number of something in a configuration, by a part of its fields' names."""
-    found = ((key, n) for key, n in _fields(config) if part in key and "size" not in key)
-    return max((n for _, n in found if type(n) is int), default=0)
-
-
-def _fields(node: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the fields of a configuration, those inside others too."""
-    if isinstance(node, dict):
-        yield from node.items()
-    for child in node.values() if isinstance(node, dict) else node:
-        if isinstance(child, dict | list):
-            yield from _fields(child)
 
 
 def check_index(folder: Path) -> None:
