@@ -16,12 +16,14 @@ from targets import Target
 
 from nacre.errors import NacreError
 
-SECONDS = 5.0
+SECONDS, WAITS = 5.0, 60.0
+"""Of the processor, and of the clock: who shares a machine waits for his turn."""
+
 BYTES = 500 * 2**20
 
 
 class Hang(BaseException):
-    """An input that was read for longer than `SECONDS`."""
+    """An input that was read for longer than `SECONDS` or waited for longer than `WAITS`."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,19 @@ def _limited() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise Hang
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    limits = (
+        (signal.SIGPROF, signal.ITIMER_PROF, SECONDS),
+        (signal.SIGALRM, signal.ITIMER_REAL, WAITS),
+    )
+    before = [signal.signal(number, stop) for number, _, _ in limits]
+    for _, timer, seconds in limits:
+        signal.setitimer(timer, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for (number, timer, _), handler in zip(limits, before, strict=True):
+            signal.setitimer(timer, 0)
+            signal.signal(number, handler)
 
 
 def attempt(target: Target, given: Any) -> Outcome:
