@@ -2,7 +2,8 @@
 
 Damaged files of every kind that nacre reads, each read as the library does, in this process. A
 `NacreError` is a refusal; any other error is a crash, more than 5 s of the processor (or 60 s of
-waiting) a hang, more than 500 MiB a case of memory. What went wrong is printed at once, and its first inputs are kept in --keep.
+waiting) a hang, more than 500 MiB a case of memory. What went wrong is printed at once, and its
+first inputs are kept in --keep.
 
     --coverage NAME    let atheris (where it is installed) draw the inputs of one target
 """
