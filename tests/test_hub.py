@@ -213,7 +213,8 @@ def test_the_card_of_a_trained_composition_names_no_folder(
     scores = {when: {"bits_per_byte": 2.0} for when in ("before", "after")}
     (bundle / "trained.safetensors").write_bytes(b"heads")
     record["trained"] = {
-        "what": "heads", "parameters": 1, "tokens": 1, "validation": scores,
+        "what": "heads", "parameters": 1, "tokens": 1, "seconds": 1.0, "lr": 1e-3,
+        "validation": scores,
         "sources": [str(tmp_path / "secret" / "texts")],
         "sha256": hashlib.sha256(b"heads").hexdigest(),
     }  # fmt: skip
