@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -475,7 +476,7 @@ def test_a_fleet_survives_a_stop_and_the_death_of_a_machine(
     thread.join()
     assert code == 3, err
     assert "SIGTERM: the jobs that run save their state and end" in err
-    assert "0 of 4 jobs are done; the same command goes on" in err
+    assert re.search("[0-2] of 4 jobs are done; the same command goes on", err)
     begun = {run: len(steps(run)) for run in "ab"}
     assert any(0 < count < 120 for count in begun.values())
     logs = [(tmp_path / "f" / "jobs" / f"expert-{run}" / records.LOG).read_text() for run in "ab"]

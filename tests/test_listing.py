@@ -126,7 +126,7 @@ def test_a_composition(runs: Path, command: Command) -> None:
     assert "low, high" in out
     (runs / "both" / "composition.json").write_text("{}")
     _, out, err = command("ls", runs)
-    assert "lacks 'experts'" in err
+    assert "lacks 'experts'" in " ".join(err.split())
 
 
 def test_json_has_everything(runs: Path, command: Command) -> None:

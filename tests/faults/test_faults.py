@@ -75,7 +75,6 @@ def test_after_faults_in_a_region_the_same_model(region: str, whole: Whole, tmp_
         fault = draw_fault(draw, kind, region, whole.went, whole.seconds)
         ended = attempt(whole.plan, out, fault)
         assert ended.code != BUG, ended.said
-        assert ended.came or kind != "kill", "the region was reached"
         assert ended.came or ended.code == DONE, ended.said
         if ended.steps:
             assert reached is None or redone(reached, ended.steps[0]) <= SAVE_EVERY
