@@ -60,12 +60,13 @@ def test_a_signal_saves_and_the_run_ends_as_if_there_was_none(
 
 
 def test_a_second_sigint_leaves_at_once() -> None:
+    before = signal.getsignal(signal.SIGINT)
     with interruption.stop_signals() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.requested == "SIGINT"
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_the_command_ends_with_a_code_of_its_own(plan: plans.Plan, tmp_path: Path) -> None:
