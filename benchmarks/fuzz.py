@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import pickle
 import platform
@@ -59,7 +60,7 @@ def campaign(asked: argparse.Namespace, root: Path) -> None:
     targets = {n: t for n, t in make_all(root).items() if not asked.only or n in asked.only}
     total = sum(target.weight for target in targets.values())
     draws = {name: random.Random(f"{asked.seed} {name}") for name in targets}
-    due = {name: round(asked.inputs * t.weight / total) for name, t in targets.items()}
+    due = {name: math.ceil(asked.inputs * t.weight / total) for name, t in targets.items()}
     found = {name: Counter[str]() for name in targets}
     crashes: Counter[str] = Counter()
     begin = said = time.perf_counter()
