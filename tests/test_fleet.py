@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -28,6 +27,7 @@ from nacre.train import checkpoint, folder
 from nacre.train.interruption import Interrupted
 from nacre.train.observer import Observer
 
+STEPS = 600  # of an expert that is stopped: it trains longer than a signal takes to reach it
 GROW = "grow tiny --track none --set training.precision=fp32"
 EXPERT = {"run": f"{GROW} --out runs/{{lang}}", "each": {"lang": ["en", "ru"]}}
 
@@ -456,7 +456,7 @@ def test_a_fleet_survives_a_stop_and_the_death_of_a_machine(
     head: Any, tmp_path: Path, command: Command
 ) -> None:
     grow = f"{GROW} --out {{name}} --set training.save_every=5"
-    grow += " --set 'stages=[{add_blocks: 1, tokens: 30720}]'"
+    grow += f" --set 'stages=[{{add_blocks: 1, tokens: {256 * STEPS}}}]'"
     entries = {
         "expert": {"run": grow, "each": {"name": ["a", "b"]}},
         "twins": {"run": "compose {needs} --out twins", "needs": "expert"},
@@ -476,9 +476,9 @@ def test_a_fleet_survives_a_stop_and_the_death_of_a_machine(
     thread.join()
     assert code == 3, err
     assert "SIGTERM: the jobs that run save their state and end" in err
-    assert re.search("[0-2] of 4 jobs are done; the same command goes on", err)
+    assert "0 of 4 jobs are done; the same command goes on" in err
     begun = {run: len(steps(run)) for run in "ab"}
-    assert any(0 < count < 120 for count in begun.values())
+    assert any(0 < count < STEPS for count in begun.values())
     logs = [(tmp_path / "f" / "jobs" / f"expert-{run}" / records.LOG).read_text() for run in "ab"]
     assert any("stopped by SIGTERM after step" in log for log in logs)
 
@@ -495,7 +495,7 @@ def test_a_fleet_survives_a_stop_and_the_death_of_a_machine(
     assert {name: job["state"] for name, job in found.items()} == states, err
     assert max(found[f"expert-{run}"]["attempts"] for run in "ab") == 2
     assert "(attempt 2)" in err
-    assert steps("a") == steps("b") == list(range(1, 121))
+    assert steps("a") == steps("b") == list(range(1, STEPS + 1))
     one, other = (checkpoint.read_record(tmp_path / run / "stages" / "01") for run in "ab")
     assert one["fingerprint"] == other["fingerprint"]
     assert "are the same expert" in found["twins"]["said"]

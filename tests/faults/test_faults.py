@@ -30,6 +30,7 @@ from injection import (
 )  # fmt: skip
 
 from nacre.growth.plan import Plan
+from nacre.train import checkpoint
 from nacre.train.verify import verify
 
 pytestmark = [
@@ -46,6 +47,7 @@ class Whole:
     went: Attempt
     seconds: float
     result: dict[str, Any]
+    modes: list[str]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     plan, started = short_plan(place), time.perf_counter()
     went = attempt(plan, place / "whole", None)
     assert went.code == DONE, went.said
-    return Whole(plan, went, time.perf_counter() - started, result(place / "whole"))
+    seconds = time.perf_counter() - started
+    return Whole(plan, went, seconds, result(place / "whole"), modes(place / "whole"))
+
+
+def modes(out: Path) -> list[str]:
+    """Return how every stage's trunk ran: one is chosen by measuring."""
+    records = [checkpoint.read_record(stage) for stage in checkpoint.stages(out)]
+    return [record["trunk_mode"] for record in records]
 
 
 def check(whole: Whole, out: Path) -> None:
@@ -76,6 +85,7 @@ def test_after_faults_in_a_region_the_same_model(region: str, whole: Whole, tmp_
         ended = attempt(whole.plan, out, fault)
         assert ended.code != BUG, ended.said
         assert ended.came or ended.code == DONE, ended.said
+        assert ended.came or kind != "kill" or modes(out) != whole.modes, "the region was reached"
         if ended.steps:
             assert reached is None or redone(reached, ended.steps[0]) <= SAVE_EVERY
             reached = ended.steps[-1]

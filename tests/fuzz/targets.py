@@ -51,11 +51,18 @@ class Target:
 def file_target(
     path: Path, make: mutation.Mutate, read: Callable[[], object], weight: float = 1.0
 ) -> Target:
-    """Return a target whose inputs are what a file holds."""
+    """Return a target whose inputs are what a file holds; others find there what was before."""
 
     def write_and_read(data: bytes) -> None:
+        before = path.read_bytes() if path.exists() else None
         path.write_bytes(data)
-        read()
+        try:
+            read()
+        finally:
+            if before is None:
+                path.unlink()
+            else:
+                path.write_bytes(before)
 
     return Target(make, write_and_read, weight)
 
