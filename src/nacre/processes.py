@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from nacre.errors import FirstFailed
 
@@ -129,6 +130,6 @@ def share(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
         yield group[min(rank(), len(group) - 1)], rank() < len(group)
 
 
-def own(items: Iterable[T]) -> Iterator[T]:
-    """Yield every item that is this process's alone: the `rank()`-th of every `count()`."""
-    return islice(items, rank(), None, count())
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor, gathered from all processes if it is sharded: all must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

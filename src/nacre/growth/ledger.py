@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
+
+from nacre import processes
 
 
 class LedgerError(RuntimeError):
@@ -19,9 +20,7 @@ def tensor_hash(tensor: torch.Tensor) -> str:
 
     Of a sharded one it gathers the whole: all processes must ask for it.
     """
-    if isinstance(tensor, DTensor):
-        tensor = tensor.full_tensor()
-    tensor = tensor.detach().cpu().contiguous()
+    tensor = processes.whole(tensor).detach().cpu().contiguous()
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
     digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -13,7 +13,7 @@ from types import FrameType
 import torch
 
 from nacre import processes
-from nacre.errors import NacreError
+from nacre.errors import NacreError, one_line
 from nacre.growth.plan import Plan
 
 SIGNS_OF_LOSS = ("Connection", "connection", "Timed out", "timed out", "timeout", "Broken pipe")
@@ -95,6 +95,6 @@ def lost_processes(out: Path) -> Iterator[None]:
         if processes.count() == 1 or not any(sign in str(error) for sign in SIGNS_OF_LOSS):
             raise
         raise LostProcesses(
-            f"the other processes of the run died or do not answer ({str(error).splitlines()[0]}); "
+            f"the other processes of the run died or do not answer ({one_line(error)}); "
             f"its last state is saved: continue with nacre grow --resume --out {out}"
         ) from None

@@ -339,7 +339,7 @@ def train_step(
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     norm = accelerator.clip_grad_norm_(trained, training.clip)
     assert norm is not None
-    norm = float(sharding.whole(norm))
+    norm = float(processes.whole(norm))
     (loss_sum,) = processes.total(total.item(), device=accelerator.device)
     loss_sum /= processes.count()
     if not (math.isfinite(loss_sum) and math.isfinite(norm)):

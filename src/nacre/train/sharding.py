@@ -11,7 +11,6 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
@@ -64,9 +63,4 @@ def let_go(objective: nn.Module) -> None:
 @torch.no_grad()
 def gathered(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return named tensors whole and on the CPU, one gathered after the other; same names."""
-    return {name: whole(tensor).detach().cpu() for name, tensor in tensors.items()}
-
-
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor, gathered from all processes if it is sharded."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return {name: processes.whole(tensor).detach().cpu() for name, tensor in tensors.items()}

@@ -31,6 +31,7 @@ from nacre.growth.cache.manifest import (
     difference,
     drop,
     manifest_name,
+    other_manifests,
     partial_path,
     read_manifest,
     segment_name,
@@ -122,7 +123,7 @@ class CacheBuilder:
     def _with_parts(self, found: Manifest) -> Manifest:
         """Return `found` with the segments that other builders of the cache have listed."""
         segments = dict(found.segments)
-        for path in self.folder.glob(manifest_name(1).replace("00001", "*")):
+        for path in other_manifests(self.folder):
             with contextlib.suppress(OSError, Unreadable):
                 other = read_manifest(self.folder, path.name)
                 if other.lists_the_same(found):
@@ -201,7 +202,9 @@ class CacheBuilder:
 
     def adopt(self) -> None:
         """List what the builders of the other parts have written, when all have finished."""
-        self._keep_sound(self._with_parts(self._manifest))
+        self._manifest = self._with_parts(self._manifest)
+        for path in other_manifests(self.folder):
+            path.unlink()
         assert self.done == self.identity.windows, "every segment was written"
 
     def __enter__(self) -> Self:

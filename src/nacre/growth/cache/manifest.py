@@ -111,6 +111,11 @@ def manifest_name(part: int) -> str:
     return f"manifest-{part:05d}.json" if part else MANIFEST
 
 
+def other_manifests(folder: Path) -> list[Path]:
+    """Return the manifests of builders beside the first, which a finished cache has none of."""
+    return sorted(folder.glob("manifest-*.json"))
+
+
 def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest:
     """Read the manifest; raises OSError or `Unreadable`."""
     text = read_bytes(folder / name)
