@@ -1,8 +1,9 @@
 """One run in two processes against one, on the same two cores: python benchmarks/processes.py
 
 Speed and losses: a growth of the recipe `small` cut to a few steps, in one process of two threads
-and in two of one thread, by turns. Memory: a stage of wide blocks in one process, and sharded over
-two (`training.shard: crown`), above what the process takes before its first step.
+and in two of one thread, by turns. Memory: stages of as many parameters in a few wide blocks and in
+many narrow ones, in one process and sharded over two (`training.shard: crown`), beyond what a tiny
+model takes. While a block runs it is there whole, with its gradient: few wide ones share less well.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ MEMORY = {
     "training": {"batch_tokens": 256, "precision": "fp32", "evaluate_every": 1000,
                  "validation_tokens": 256, "save_every": 1000, "shard": "crown"},
     "tokenizer": {"size": 2048},
-    "model": {"family": "llama", "width": 2048, "context": 128},
-    "stages": [{"add_blocks": 4, "tokens": 1024}],
+    "model": {"family": "llama", "context": 128},
+    "stages": [{"tokens": 1024}],
 }  # fmt: skip
 
 
@@ -70,21 +71,28 @@ def speed(folder: Path) -> None:
     print(f"2 against 1: {ratio:.2f}x; {len(one)} losses differ by at most {apart:.1e}", flush=True)
 
 
-def memory(folder: Path) -> None:
-    before = {"stages": [MEMORY["stages"][0] | {"add_blocks": 1}], "model": {"width": 64}}
-    small = MEMORY | before | {"model": MEMORY["model"] | before["model"]}
+def memory(folder: Path, blocks: int, width: int) -> None:
     peaks = {}
     for count in (1, 2):
-        idle = grow(small, folder / f"idle-{count}", count)[0]["peak_memory_bytes"]
-        record = grow(MEMORY, folder / f"memory-{count}", count)[0]
-        peaks[count] = record["peak_memory_bytes"] - idle
+        idle = grow(shaped(1, 64), folder / f"idle-{blocks}-{count}", count)[0]
+        record = grow(shaped(blocks, width), folder / f"memory-{blocks}-{count}", count)[0]
+        peaks[count] = record["peak_memory_bytes"] - idle["peak_memory_bytes"]
         trained = record["active_parameters"] / 1e6
-        beyond = f"{peaks[count] / 1e6:,.0f} MB each beyond the {idle / 1e6:,.0f} of a tiny model"
-        print(f"{count} process(es): {beyond}, {trained:.0f}M trained")
-    print(f"2 against 1: {peaks[2] / peaks[1]:.2f}x")
+        print(
+            f"{blocks} blocks of width {width}, {trained:.0f}M trained, {count} process(es): "
+            f"{peaks[count] / 1e6:,.0f} MB each beyond {idle['peak_memory_bytes'] / 1e6:,.0f}"
+        )
+    print(f"2 against 1: {peaks[2] / peaks[1]:.2f}x", flush=True)
+
+
+def shaped(blocks: int, width: int) -> dict[str, Any]:
+    (stage,) = MEMORY["stages"]
+    model = MEMORY["model"] | {"width": width}
+    return MEMORY | {"model": model, "stages": [stage | {"add_blocks": blocks}]}
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary:
         speed(Path(temporary))
-        memory(Path(temporary))
+        memory(Path(temporary), blocks=4, width=2048)
+        memory(Path(temporary), blocks=16, width=1024)

@@ -207,18 +207,18 @@ def run_stage(
         "trainable": stage.trainable_names(model),
         "lora": None,
     }
+    run.close()
     if sharding.is_sharded(set_up.objective):
-        weights = sharding.gathered(run.trained_weights())
-        if processes.is_main():
-            again = start_stage(plan, index, parts, below)
-            model, adapted = again.model, again.adapted
-            model.load_state_dict(weights, strict=False)
+        whole = start_stage(plan, index, parts, below) if processes.is_main() else None
+        processes.wait()
+        sharding.put_together(run.trained_weights(), whole.model if whole else None)
+        if whole is not None:
+            model, adapted = whole.model, whole.adapted
     if adapted is not None and (processes.is_main() or not sharding.shards(plan.training)):
         trained["lora"] = certify_merge(adapted, this, run)
     record = (
         stage_record(plan, number, run, parts, below, plain) | trained | {"trunk": set_up.record}
     )
-    run.close()
     processes.on_main(lambda: save_stage(out, record, model, below, stage.plain_names(frozen)))
     observer.stage_finished(checkpoint.read_json(checkpoint.stages(out)[-1] / checkpoint.RECORD))
 

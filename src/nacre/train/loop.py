@@ -25,6 +25,7 @@ from nacre.data.shards import TokenStore
 from nacre.errors import DivergedError
 from nacre.growth.outputs import Outputs, numbered
 from nacre.growth.plan import Stage, Training
+from nacre.growth.trunk import release_memory
 from nacre.models import stock
 from nacre.train import sharding
 from nacre.train.device import PeakMemory, micro_batches
@@ -170,7 +171,8 @@ class StageRun:
             yield batch, below_BTD, counts
 
     def close(self) -> None:
-        """Free what the stage holds: the optimizer's state, and files."""
+        """Free what training alone needs: the optimizer's state, and files."""
+        self.optimizer.state.clear()
         if self.outputs is not None:
             self.outputs.close()
         self.accelerator.free_memory()
@@ -245,6 +247,7 @@ def setup(
             block.compile()
     if sharding.shards(training):
         sharding.shard(objective, model, training)
+        release_memory()  # the parts that others keep
     elif processes.count() > 1:
         sharding.leave_frozen_alone(objective)
     optimizer = torch.optim.AdamW(
