@@ -1,7 +1,7 @@
 """Gather what the study `six-arms` evaluates: python benchmarks/studies/capabilities.py SHARED
 
-Files of SHARED (`bench/`, `en/wiki/dev.txt`) are copied into runs/bench and runs/heldout. Minimal
-pairs in the form of BLiMP (Warstadt et al. 2020) are made beside them from words of 19th-century
+Benchmark files of SHARED (`bench/`) are copied into runs/bench, its held-out paragraphs
+(`en/wiki/dev.txt`) go into runs/heldout, each a document. Minimal pairs in the form of BLiMP (Warstadt et al. 2020) are made beside them from words of 19th-century
 novels: two sentences that differ in one word, of which one is English. Nothing of BLiMP's own is
 in them.
 """
@@ -113,7 +113,9 @@ def main(shared: Path, folder: Path, heldout: Path) -> None:
         lines = "".join(json.dumps(pair) + "\n" for pair in pairs(paradigm))
         (folder / "blimp" / f"{paradigm.__name__}.jsonl").write_text(lines)
     (heldout / "en").mkdir(parents=True, exist_ok=True)
-    shutil.copy(shared / "en/wiki/dev.txt", heldout / "en/wiki-dev.txt")
+    paragraphs = (shared / "en/wiki/dev.txt").read_text().splitlines()
+    lines = "".join(json.dumps({"text": paragraph}) + "\n" for paragraph in paragraphs)
+    (heldout / "en/wiki-dev.jsonl").write_text(lines)
 
 
 if __name__ == "__main__":
