@@ -1,9 +1,9 @@
 """Gather what the study `six-arms` evaluates: python benchmarks/studies/capabilities.py SHARED
 
-Benchmark files of SHARED (`bench/`) are copied into runs/bench, its held-out paragraphs
-(`en/wiki/dev.txt`) go into runs/heldout, each a document. Minimal pairs in the form of BLiMP (Warstadt et al. 2020) are made beside them from words of 19th-century
-novels: two sentences that differ in one word, of which one is English. Nothing of BLiMP's own is
-in them.
+Benchmark files of SHARED (`bench/`) are copied into runs/bench; its held-out paragraphs
+(`en/wiki/dev.txt`) go into runs/heldout, each a document. Minimal pairs in the form of BLiMP
+(Warstadt et al. 2020) are made from words of 19th-century novels: two sentences that differ in one
+word, of which one is English. Nothing of BLiMP's own is in them.
 """
 
 from __future__ import annotations
