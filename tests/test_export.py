@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Build, Command
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import nacre
 from nacre.growth.plan import Plan
+from nacre.models import stock
 from nacre.train import checkpoint
 
 TOOL = """
@@ -42,6 +43,8 @@ def test_single_is_the_same_bit_for_bit(tiny_run: Path, tmp_path: Path, ids: tor
         AutoTokenizer.from_pretrained(p) for p in (tmp_path / "one", tiny_run / "tokenizer")
     )
     assert there.encode(text) == here.encode(text)
+    settings = json.loads((tmp_path / "one" / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"  # what transformers 4 knows
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "llama"])
@@ -55,6 +58,23 @@ def test_former_names_change_nothing(
     if family == "gpt_neox":
         assert config["rotary_pct"] == 1.0
     assert torch.equal(logits(tmp_path / "out", ids), logits(tmp_path / "in", ids))
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "llama"])
+def test_tensors_have_the_names_that_transformers_writes(
+    pico: Build, family: str, tmp_path: Path, ids: torch.Tensor
+) -> None:
+    model = pico(family).eval()
+    (tmp_path / "stage").mkdir()
+    checkpoint.save_weights(model, tmp_path / "stage", [(1, len(stock.find_parts(model).blocks))])
+    nacre.export_checkpoint(tmp_path / "stage", tmp_path / "out", "single")
+    model.save_pretrained(tmp_path / "stock")
+    found, expected = (
+        load_file(tmp_path / name / "model.safetensors").keys() for name in ("out", "stock")
+    )
+    assert found == expected
+    with torch.no_grad():
+        assert torch.equal(logits(tmp_path / "out", ids), model(input_ids=ids).logits)
 
 
 def test_a_single_file_is_grown_on(tiny_run: Path, plan: Plan, tmp_path: Path) -> None:

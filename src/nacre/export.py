@@ -1,7 +1,7 @@
 """A checkpoint for other engines: one file of weights, ONNX, GGUF.
 
-The first is made here; the others by the tools of those formats, which a user has or has not. Where
-older tools look for a field of the configuration under its former name, it stands there too.
+The first is made here; the others by the tools of those formats, which a user has or has not. What
+tools of the time of transformers 4 look for has the name that they know.
 """
 
 from __future__ import annotations
@@ -21,10 +21,14 @@ from nacre import composition
 from nacre.errors import CheckpointError, ConfigError, NacreError, Problem, nearest
 from nacre.train import checkpoint, foreign
 
+TOKENIZER = "tokenizer_config.json"
 SMALL_FILES = (".json", ".txt", ".model", ".jinja", ".md")
 FORMER_NAMES = {"rope_theta": ("rope_theta", "rotary_emb_base"),
                 "partial_rotary_factor": ("partial_rotary_factor", "rotary_pct")}  # fmt: skip
 """Before transformers 5 these stood beside `rope_parameters`; which of two depends on the class."""
+
+FORMER_TENSORS = {"gpt_neox": {"lm_head.": "embed_out."}}
+"""What transformers 5 calls otherwise in memory than in a file, by the type of model."""
 
 
 class ExportError(NacreError):
@@ -92,12 +96,23 @@ def _single(path: Path, out: Path, _: Any = None) -> None:
                 tensors |= {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{file}: cannot be read: {error}") from None
+    config = checkpoint.read_json(path / "config.json")
+    for now, former in FORMER_TENSORS.get(config["model_type"], {}).items():
+        tensors = {_renamed(name, now, former): tensor for name, tensor in tensors.items()}
     save_file(tensors, out / foreign.WEIGHTS, metadata={"format": "pt"})
     for file in sorted(path.iterdir()):
         if file.suffix in SMALL_FILES and file.name != checkpoint.INDEX:
             shutil.copyfile(file, out / file.name)
-    config = checkpoint.read_json(out / "config.json")
     checkpoint.write_json(out / "config.json", _former_names(config) | config)
+    if (out / TOKENIZER).exists():
+        settings = checkpoint.read_json(out / TOKENIZER)
+        if settings.get("tokenizer_class") == "TokenizersBackend":
+            settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+            checkpoint.write_json(out / TOKENIZER, settings)
+
+
+def _renamed(name: str, now: str, former: str) -> str:
+    return former + name.removeprefix(now) if name.startswith(now) else name
 
 
 def _former_names(config: dict[str, Any]) -> dict[str, Any]:
