@@ -66,7 +66,7 @@ CASES = (
     Case("the same, end to end", 256, stages=1, blocks=6),
     Case("the same, fp32", 256, precision="fp32"),
     Case("d = 512, 2 x 3 blocks, 128 tokens of context", 512, 2, 3, batch=1024, context=128),
-    Case("d = 384, 2 x 2 blocks, GPT-NeoX", 384, 2, batch=2048, family="gpt_neox"),
+    Case("d = 384, 2 x 2 blocks, GPT-NeoX", 384, 2, family="gpt_neox"),
 )
 
 

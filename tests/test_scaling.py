@@ -52,6 +52,15 @@ def test_tokens_are_shared_out_as_in_the_plan() -> None:
     scaling.scaled(plan, 12_288)
 
 
+def test_the_least_number_of_tokens_is_exact() -> None:
+    stages = [{"add_blocks": 1, "tokens": n} for n in (4096, 10**18 - 5001)]
+    plan = plans.parse({"training": {"batch_tokens": 4096}, "stages": stages})
+    least = 10**18 - 905
+    assert scaling.scaled(plan, least).stages[0].tokens == 4096
+    with pytest.raises(ConfigError, match=f"at least {least:,}"):
+        scaling.scaled(plan, least - 1)
+
+
 @pytest.mark.parametrize(("text", "tokens"), [("1e12", 10**12), ("20B", 2 * 10**10), ("7", 7)])
 def test_token_numbers(text: str, tokens: int) -> None:
     assert scaling.parse_tokens(text) == tokens
@@ -278,6 +287,7 @@ def test_the_command_prints_tables_and_names_in_json(command: Command) -> None:
         (("--devices", "64x"), "'64x' names no device"),
         (("--devices", "64xH200"), "8 windows of 32 tokens, not to be shared by 64xH200"),
         (("--devices", "H100", "--mfu", "2"), "--mfu: 2 cannot be"),
+        (("--devices", "here", "--mfu", "2"), "--mfu: 2 cannot be"),
         (("--mfu", "0.4"), "--mfu: of which devices?"),
         (("--tokens", "-1"), "--tokens: '-1' is no number of tokens"),
         (("--tokens", "100"), "--tokens: 100 leave stage 1 33"),

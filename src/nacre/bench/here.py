@@ -50,15 +50,16 @@ def estimate(
     `mfu` takes the place of the usual or the measured efficiency; `base` is the configuration of
     the checkpoint that the plan grows. Raises `ConfigError` for what cannot be estimated.
     """
+    given = Efficiency.of(mfu)
     if name == HERE:
         device, measured = measure(plan, base)
-        efficiency = Efficiency.of(measured if mfu is None else mfu)
+        efficiency = Efficiency.of(measured) if mfu is None else given
         precision = precision_of(plan)
         return scaling.estimate(plan, Cluster(device), efficiency, base=base, precision=precision)
     if plan.training.precision == "fp32":
         message = f"fp32, but what is known of {name} is its rate in bf16"
         raise ConfigError(Problem("training.precision", message, "use bf16 or auto"))
-    return scaling.estimate(plan, Cluster(DEVICES[name], count), Efficiency.of(mfu), base=base)
+    return scaling.estimate(plan, Cluster(DEVICES[name], count), given, base=base)
 
 
 def precision_of(plan: Plan) -> Precision:

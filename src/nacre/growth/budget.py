@@ -192,11 +192,16 @@ def _trunk_blocks_run(plan: Plan, index: int, trunk: int) -> int:
 
 def _cache_bytes(plan: Plan, index: int, width: int) -> int:
     """Return the most that a stage's cache takes: its tokens are all different."""
+    tokens = plan.stages[index].tokens + plan.training.validation_tokens
+    return tokens * output_bytes(plan, width)
+
+
+def output_bytes(plan: Plan, width: int) -> int:
+    """Return the bytes of a trunk's output for one token in a cache."""
     asked = plan.trunk.cache_dtype
     if asked == "auto":
         asked = "bf16" if plan.training.precision == "bf16" else "fp32"
-    token = record_bytes(1, width, asked)
-    return (plan.stages[index].tokens + plan.training.validation_tokens) * token
+    return record_bytes(1, width, asked)
 
 
 def state_bytes(cost: StageCost) -> int:

@@ -16,8 +16,7 @@ from transformers import PreTrainedConfig
 
 from nacre.errors import ConfigError, Problem
 from nacre.growth import budget, choice
-from nacre.growth.budget import ADAM_STATES, BF16, FP32, PROCESS_BYTES, StageCost
-from nacre.growth.cache import record_bytes
+from nacre.growth.budget import ADAM_STATES, BF16, FP32, PROCESS_BYTES, StageCost, output_bytes
 from nacre.growth.devices import Cluster
 from nacre.growth.estimates import (
     CacheEstimate,
@@ -60,7 +59,7 @@ def scaled(plan: Plan, tokens: int) -> Plan:
     if min(shares) < batch:
         number = shares.index(min(shares)) + 1
         message = f"{tokens:,} leave stage {number} {min(shares):,}, less than a batch of {batch:,}"
-        least = math.ceil(batch * sum(given) / min(given))
+        least = -(-batch * sum(given) // min(given))
         raise ConfigError(Problem("--tokens", message, f"at least {least:,}"))
     stages = [s.model_copy(update={"tokens": n}) for s, n in zip(plan.stages, shares, strict=True)]
     return plan.model_copy(update={"stages": tuple(stages)})
@@ -182,6 +181,8 @@ class _Model:
 
         steps = max(1, round(cost.tokens / self.batch))
         low, middle, high = self.efficiency.low, self.efficiency.middle, self.efficiency.high
+        waits = exposed(middle)
+        seconds = step(middle, waits)
         return StageEstimate(
             stage=cost.stage,
             depth=cost.depth,
@@ -189,12 +190,12 @@ class _Model:
             steps=steps,
             flops=cost.flops,
             active_parameters=cost.active_parameters,
-            step_seconds=step(middle, exposed(middle)),
+            step_seconds=seconds,
             optimizer_seconds=optimizer,
             link_seconds=link,
-            exposed_seconds=exposed(middle),
+            exposed_seconds=waits,
             sent_bytes=sent,
-            seconds=steps * step(middle, exposed(middle)),
+            seconds=steps * seconds,
             seconds_low=steps * step(high, exposed(high)),
             seconds_high=steps * step(low, link),
             memory_bytes=memory,
@@ -206,7 +207,7 @@ class _Model:
         """Return the seconds of a step's FLOPs on a device."""
         return flops_per_token * self.tokens / (self.cluster.device.flops * mfu)
 
-    def overlapping(self, cost: StageCost, layout: Layout, trunk: str, mfu: float) -> float:
+    def overlapping(self, cost: StageCost, layout: Layout, trunk: Place, mfu: float) -> float:
         """Return the seconds of a step during which a device can send.
 
         Gradients that are summed once a step go out while the last micro-batch runs backward.
@@ -238,7 +239,7 @@ class _Model:
             place = "sharded"
         return place, round(held)
 
-    def sent(self, cost: StageCost, layout: Layout, trunk: str) -> float:
+    def sent(self, cost: StageCost, layout: Layout, trunk: Place) -> float:
         """Return the bytes that a device sends in a step, in rings over all devices.
 
         Data parallel: gradients, to be summed and handed out. FSDP2, for each micro-batch: weights
@@ -256,10 +257,7 @@ class _Model:
     @property
     def bytes_per_token(self) -> int:
         """Bytes of a trunk's output for one token in a cache."""
-        asked = self.plan.trunk.cache_dtype
-        if asked == "auto":
-            asked = "bf16" if self.size == BF16 else "fp32"
-        return record_bytes(1, self.config.hidden_size, asked)
+        return output_bytes(self.plan, self.config.hidden_size)
 
     def caches(self) -> tuple[CacheEstimate, ...]:
         """Return what a cache would be for every stage that could have one."""
