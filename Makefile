@@ -50,9 +50,9 @@ sbom: $(VENV)/installed $(TOOLS)/installed  ## what is installed, as CycloneDX: 
 audit: $(TOOLS)/installed  ## known vulnerabilities of the pinned versions
 	$(TOOLS)/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
 
-wheel: $(VENV)/installed-dev  ## build the wheel into dist/ and test it
-	$(BIN)/python -m hatchling build -t wheel -d dist
+wheel: $(VENV)/installed-dev  ## test the wheel, then build it into dist/
 	$(BIN)/pytest tests/test_wheel.py
+	$(BIN)/python -m hatchling build -t wheel -d dist
 
-clean:
-	rm -rf $(VENV) $(TOOLS) build runs sbom.json
+clean:  ## remove what these targets made, but not the models in runs/
+	rm -rf $(VENV) $(TOOLS) build dist sbom.json

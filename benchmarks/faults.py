@@ -4,8 +4,9 @@ Growths of five stages (no trunk, cached, run for every batch, adapters, chosen 
 killed, get disk errors, lose what had not reached the disk, and have bits flipped in what they
 left, at points drawn at random, one fault after the other until each has ended. What must come out
 every time is the model and the metrics of the run that nothing happened to, bit for bit, with at
-most `save_every` steps done again. A flipped bit may instead be refused, if `nacre verify` finds it
-too; the bit is then set right, and the growth goes on.
+most `save_every` steps done again, or twice as many where the newest state is damaged. A flipped
+bit may instead be refused, if `nacre verify` finds it too; the bit is then set right, and the
+growth goes on.
 
 The results file is written anew after every growth. FOLDER on a file system of its own of at most
 256 MB (a tmpfs) adds the faults of a disk that is really full.

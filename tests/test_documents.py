@@ -32,7 +32,7 @@ from nacre.growth import plan as plans
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 DOCUMENTS = [README, *sorted((ROOT / "docs").glob("*.md"))]
-PAGES = [*DOCUMENTS, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+PAGES = [*DOCUMENTS, *(ROOT / f"{name}.md" for name in ("CONTRIBUTING", "CHANGELOG", "SECURITY"))]
 SIZES: dict[str, Any] = {
     "tokenizer": {"size": 512},
     "model": {"width": 32, "heads": 2, "context": 32},

@@ -184,14 +184,14 @@ class Child(Observer):
 
     def _count(self, what: str, regions: list[str]) -> None:
         for region in dict.fromkeys(regions):
-            counts = self.counts[region]
-            counts[what] += 1
-            if self.fault and region == self.fault.region and counts[what] == self.fault.at:
-                self._fail(what, self.fault.kind)
+            self.counts[region][what] += 1
+            fault = self.fault
+            if fault is None or region != fault.region or what != COUNTED[fault.kind]:
+                continue
+            if self.counts[region][what] == fault.at:
+                self._fail(fault.kind)
 
-    def _fail(self, what: str, kind: Kind) -> None:
-        if what != COUNTED[kind]:
-            return
+    def _fail(self, kind: Kind) -> None:
         self.say(came=True)
         if kind in ("ENOSPC", "EIO"):
             code = getattr(errno, kind)
