@@ -207,7 +207,7 @@ def run_stage(
         "trainable": stage.trainable_names(model),
         "lora": None,
     }
-    run.close()
+    run.end_training()
     if sharding.is_sharded(set_up.objective):
         whole = start_stage(plan, index, parts, below) if processes.is_main() else None
         processes.wait()
@@ -219,6 +219,7 @@ def run_stage(
     record = (
         stage_record(plan, number, run, parts, below, plain) | trained | {"trunk": set_up.record}
     )
+    run.close()
     processes.on_main(lambda: save_stage(out, record, model, below, stage.plain_names(frozen)))
     observer.stage_finished(checkpoint.read_json(checkpoint.stages(out)[-1] / checkpoint.RECORD))
 

@@ -170,12 +170,15 @@ class StageRun:
             below_BTD = self.outputs.held_out(first, batch) if self.outputs else None
             yield batch, below_BTD, counts
 
-    def close(self) -> None:
-        """Free what training alone needs: the optimizer's state, and files."""
+    def end_training(self) -> None:
+        """Free what training alone needs, the optimizer's state: the run can still be evaluated."""
         self.optimizer.state.clear()
+        self.accelerator.free_memory()
+
+    def close(self) -> None:
+        """Let go of the files that are read."""
         if self.outputs is not None:
             self.outputs.close()
-        self.accelerator.free_memory()
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return the tensors to continue from, by name: weights, Adam's moments, random state."""
