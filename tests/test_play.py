@@ -6,9 +6,11 @@ import asyncio
 import importlib.util
 import json
 import math
+import os
 import re
 import shutil
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from nacre.play import run as run_tab
 from nacre.play.models import Depths, Mixtures, sample_text
 from nacre.play.sampling import draw
 from nacre.report.canvas import DARK, LIGHT
+from nacre.train.folder import held
 
 ROOT = Path(__file__).parent.parent
 STYLE = ROOT / "src/nacre/play/style.css"
@@ -353,18 +356,31 @@ def test_a_run_is_followed_while_it_goes_on(tiny_run: Path, tmp_path: Path) -> N
     lines = metrics.read_text().splitlines(keepends=True)
     third = [line for line in lines if json.loads(line)["stage"] == 3]
     metrics.write_text("".join(lines[: -len(third) + 2]))
-    now = metrics.stat().st_mtime
-    page, before = run_tab.show(live, now + 1), run_tab.stamp(live)
-    assert 'class="status live"' in page
-    assert "left of this stage" in page
-    with metrics.open("a") as file:
-        file.write("".join(third[2:4]) + third[4][:10])  # a line that is only half written
-    assert run_tab.stamp(live) != before
-    later = run_tab.show(live, metrics.stat().st_mtime + 1)
-    assert later != page
-    stopped = run_tab.show(live, metrics.stat().st_mtime + 3600)
+    with held(live):
+        page, before = run_tab.show(live), run_tab.stamp(live)
+        assert 'class="status live"' in page
+        assert "left of this stage" in page
+        with metrics.open("a") as file:
+            file.write("".join(third[2:4]) + third[4][:10])  # a line that is only half written
+        assert run_tab.stamp(live) != before
+        assert run_tab.show(live) != page
+        before = run_tab.stamp(live)
+    stopped = run_tab.show(live)  # a moment after it wrote
     assert 'class="status stopped"' in stopped
     assert "nacre grow --resume" in stopped
+    assert run_tab.stamp(live) != before
+
+
+def test_a_run_that_has_not_written_for_long_goes_on_while_it_is_held(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    live = tmp_path / "live"
+    shutil.copytree(tiny_run, live)
+    shutil.rmtree(live / "stages/03")
+    long_ago = time.time() - 3600
+    os.utime(live / "metrics.jsonl", (long_ago, long_ago))
+    with held(live):
+        assert 'class="status live"' in run_tab.show(live)
 
 
 def test_runs_without_a_step_and_damaged_ones_are_said(tiny_run: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ import pytest
 
 from nacre import composition
 from nacre.play import app, given
+from nacre.train.folder import held
 
 ROOT = Path(__file__).parent.parent
 CHROMIUM = shutil.which("chromium")
@@ -213,14 +214,16 @@ def test_a_live_run_is_followed_and_checked(visit: Open, tiny_run: Path, tmp_pat
     third = [line for line in lines if json.loads(line)["stage"] == 3]
     metrics.write_text("".join(lines[: -len(third) + 1]))
     with served(live) as url:
-        page = visit(url, "Run")
-        page.wait_for_selector("#run .status.live")
-        before = page.locator("#run .tiles").inner_text()
-        with metrics.open("a") as file:
-            file.write("".join(third[1:]))
-        page.wait_for_function(
-            "before => document.querySelector('#run .tiles').innerText != before", arg=before
-        )
+        with held(live):
+            page = visit(url, "Run")
+            page.wait_for_selector("#run .status.live")
+            before = page.locator("#run .tiles").inner_text()
+            with metrics.open("a") as file:
+                file.write("".join(third[1:]))
+            page.wait_for_function(
+                "before => document.querySelector('#run .tiles').innerText != before", arg=before
+            )
+        page.wait_for_selector("#run .status.stopped")
         press(page, "Check every tensor against the ledger")
         page.wait_for_selector("#checked .good")
         page.get_by_role("tab", name="Study").click()

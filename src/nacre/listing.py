@@ -170,7 +170,7 @@ def _run(path: Path) -> Run:
         )  # fmt: skip
     state: State = "finished" if len(done) >= planned else "interrupted"
     return Run(
-        **about, state="running" if _is_held(path) else state, stages=len(done), planned=planned,
+        **about, state="running" if is_held(path) else state, stages=len(done), planned=planned,
         depth=depth, bits_per_byte=bits, tokens=tokens,
     )  # fmt: skip
 
@@ -205,7 +205,7 @@ def _tokens_since(run: Path, stages: int) -> int:
     return 0
 
 
-def _is_held(run: Path) -> bool:
+def is_held(run: Path) -> bool:
     """Tell whether a process writes to a run; its lock is free again when the process dies."""
     if not (run / LOCK).exists():
         return False

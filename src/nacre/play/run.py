@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import html
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
 from nacre.errors import CheckpointError
+from nacre.listing import is_held
 from nacre.play.chart import Line, draw_lines
 from nacre.play.markup import details, empty, notice, tiles
 from nacre.report import page
@@ -18,14 +18,14 @@ from nacre.report.html import pairs, table
 from nacre.report.tables import count, ledger_table, size, stage_table
 from nacre.train import checkpoint, folder, verify
 
-ALIVE = 30.0  # seconds since a run last wrote, up to which it is taken to be going on
 RECENT = 20  # steps whose speed is shown
 
 
 def stamp(run: Path) -> tuple[float, ...]:
-    """Return what changes whenever a run writes metrics or finishes a stage."""
+    """Return what changes whenever a run writes metrics, finishes a stage, begins or stops."""
     watched = [run / folder.METRICS, *sorted((run / "stages").glob(f"*/{checkpoint.RECORD}"))]
-    return tuple(part for path in watched if path.exists() for part in _state(path))
+    written = [part for path in watched if path.exists() for part in _state(path)]
+    return (float(is_held(run)), *written)
 
 
 def _state(path: Path) -> tuple[float, float]:
@@ -33,14 +33,8 @@ def _state(path: Path) -> tuple[float, float]:
     return float(found.st_size), found.st_mtime
 
 
-def is_live(run: Path, files: RunFiles, now: float) -> bool:
-    """Tell whether a run seems to go on: it is not finished and wrote a moment ago."""
-    metrics = run / folder.METRICS
-    return not files.finished and metrics.exists() and now - metrics.stat().st_mtime < ALIVE
-
-
-def show(run: Path, now: float | None = None) -> str:
-    """Return everything that the tab shows of a run, as its files are now; `now` is in seconds.
+def show(run: Path) -> str:
+    """Return everything that the tab shows of a run, as its files are now.
 
     A run without any step yet, or a damaged one, is said in words.
     """
@@ -49,7 +43,7 @@ def show(run: Path, now: float | None = None) -> str:
     except CheckpointError as error:
         return empty("Nothing to see yet", str(error))
     views = files.views()
-    live = is_live(run, files, time.time() if now is None else now)
+    live = not files.finished and is_held(run)
     none = "No stage has finished yet."
     return "".join(
         [
