@@ -249,6 +249,14 @@ def test_a_run_that_does_not_fit_a_composition_is_left_out_and_said(
     assert "odd cannot join: vocab_size" in compose.experts(mixtures, ["low"])
 
 
+def test_a_copy_of_an_expert_does_not_join_it(pair: Path, tiny_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_run / "stages/01", tmp_path / "copy")
+    mixtures = Mixtures(pair, [tmp_path / "copy", tiny_run / "stages/03"])
+    assert list(mixtures.experts) == ["low", "high"]
+    assert list(mixtures.left_out) == ["copy"]
+    assert "are the same expert" in mixtures.left_out["copy"]
+
+
 def test_rules_take_the_options_they_have_and_weights_that_differ() -> None:
     options = {"decay": 0.5, "k": 2.0, "switch": 0.1}
     assert compose.rule_of("top-k", [1, 1], options) == Rule("top-k", decay=0.5, k=2)

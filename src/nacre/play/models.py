@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nacre import composition
 from nacre import tokenizer as tokenizers
-from nacre.composition.expert import Expert, check_agreement, read_experts
+from nacre.composition.expert import Expert, check_agreement, read_experts, refuse_twins
 from nacre.composition.folder import configuration
 from nacre.data.shards import SPLITS, TokenStore
 from nacre.errors import CheckpointError, ConfigError, NacreError, Problem
@@ -118,8 +118,8 @@ class Mixtures:
     """Experts, each loaded once, and the compositions of some of them under some rule.
 
     `folder` is a composition on disk, or None where `others` are to be composed; `others` are runs
-    and checkpoints that may join. One that does not fit the folder's experts is in `left_out`, with
-    the reason. Nothing is written. Safe to use from any thread.
+    and checkpoints that may join. One that does not fit the folder's experts, or is a copy of one
+    of them, is in `left_out`, with the reason. Nothing is written. Safe to use from any thread.
     """
 
     def __init__(self, folder: Path | None, others: Sequence[Path] = ()) -> None:
@@ -146,6 +146,7 @@ class Mixtures:
     def _joins(self, expert: Expert, known: Sequence[Expert]) -> bool:
         """Tell whether another expert fits a composition's own, and keep why one does not."""
         try:
+            refuse_twins([*known, expert])
             check_agreement([*known[:1], expert])
         except NacreError as error:
             self.left_out[expert.name] = str(error)
