@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,14 @@ def test_help_names_every_command(command: Command) -> None:
 def test_importing_the_command_line_is_quick() -> None:
     check = "import sys, nacre, nacre.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check]).returncode == 0
+
+
+@pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed")
+def test_an_installed_torchao_is_quiet() -> None:
+    command = [sys.executable, "-m", "nacre", "plan", "tiny", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stderr == ""
 
 
 def test_threads_wait_without_spinning_unless_told_otherwise(

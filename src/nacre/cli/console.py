@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import sys
 from typing import Annotated, Any, NoReturn
@@ -29,6 +30,9 @@ DISK_ERRORS = (
 )  # fmt: skip
 """What a folder that cannot be written, or a full disk, says."""
 
+TORCHAO = {"torchao": "Failed to load", "torch.utils._pytree": "%s is an Enum subclass"}
+"""Who warns while torchao is imported, and how the warning begins."""
+
 PlanArgument = Annotated[str, typer.Argument(help="A plan file, or the name of a recipe.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field of the plan.")
@@ -50,6 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     thread that shares its core with another program holds up every product of two threads.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    quiet_torchao()
     try:
         app(args=arguments, prog_name="nacre")
     except NacreError as error:
@@ -85,6 +90,20 @@ def quiet_transformers() -> None:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+
+
+def quiet_torchao() -> None:
+    """Keep what torchao says while it is imported off the screen.
+
+    transformers imports it with every model where it is installed. It warns of its parts for other
+    devices than this one, and torch of how it registers its types.
+    """
+    for name in TORCHAO:
+        logging.getLogger(name).addFilter(_matters)
+
+
+def _matters(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(TORCHAO[record.name])
 
 
 def brief(record: dict[str, Any]) -> dict[str, Any]:
