@@ -29,6 +29,7 @@ from nacre.play import run as run_tab
 from nacre.play.models import Depths, Mixtures, sample_text
 from nacre.play.sampling import draw
 from nacre.report.canvas import DARK, LIGHT
+from nacre.study.charts import draw_budgets
 from nacre.train.folder import held
 
 ROOT = Path(__file__).parent.parent
@@ -420,6 +421,21 @@ def test_a_study_is_shown_with_its_verdicts_and_intervals(growth: Path) -> None:
     assert study.verdicts(found).count(f"</b><span>{claim['arm']}") >= 1
     hollow = sum(each["interval"] is None for each in found["comparisons"])
     assert study.ratios(found).count("hollow") == 2 * hollow + 1  # both shapes, and the legend
+
+
+def test_an_arm_has_one_colour_in_every_chart(growth: Path) -> None:
+    found = study.read(growth)
+    found["runs"].sort(key=lambda run: ["grow", "stack", "end-to-end"].index(run["arm"]))
+    for run in found["runs"]:
+        if run["arm"] == "grow":
+            run["bits_per_byte"] = None  # nothing to draw over budgets
+    looks = re.findall(r'class="mark (e\d)', study.ratios(found))
+    arms = [c["arm"] for c in found["comparisons"] if c["mean"] is not None]
+    assert looks.count("e0") == 2 * arms.count("grow")  # in both shapes
+    assert looks.count("e1") == 2 * arms.count("stack")
+    drawn = draw_budgets(found)
+    assert drawn is not None
+    assert [line.get_color() for line in drawn.axes[0].lines] == list(LIGHT.lines[1:3])
 
 
 def test_damaged_results_are_said(growth: Path) -> None:

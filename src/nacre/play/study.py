@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from nacre.errors import CheckpointError
 from nacre.play.chart import Interval, draw_intervals
 from nacre.play.markup import details, notice, waiting
-from nacre.report.canvas import Theme
+from nacre.report.canvas import LIGHT, Theme
 from nacre.report.html import figure, render, table
-from nacre.study.charts import CHARTS
+from nacre.study.charts import CHARTS, arm_numbers
 from nacre.study.page import RESULTS, about, arm_rows, comparison_rows, crossing, score_rows
 from nacre.train import checkpoint
 
@@ -73,7 +73,7 @@ def _sentence(claim: Mapping[str, Any]) -> str:
 
 def ratios(found: Mapping[str, Any]) -> str:
     """Return the arms' bits per byte over the baseline's, with 95% intervals over seeds."""
-    arms = list(dict.fromkeys(each["arm"] for each in found["comparisons"]))
+    numbers = arm_numbers(found)
     groups = [
         (
             title,
@@ -82,7 +82,7 @@ def ratios(found: Mapping[str, Any]) -> str:
                     f"{each['arm']} ×{each['budget']:g}",
                     each["mean"],
                     tuple(each["interval"]) if each["interval"] else None,
-                    f"e{(arms.index(each['arm']) + 1) % 8}",
+                    f"e{numbers[each['arm']] % len(LIGHT.lines)}",
                 )
                 for each in found["comparisons"]
                 if each["at"] == cost and each["mean"] is not None

@@ -17,6 +17,12 @@ COSTS = {"seconds": "seconds of training", "tokens": "tokens"}
 Looks = Mapping[str, tuple[str, str]]
 
 
+def arm_numbers(found: Mapping[str, Any]) -> dict[str, int]:
+    """Return the number of every arm that has runs: it has one colour wherever it is drawn."""
+    arms = dict.fromkeys(run["arm"] for run in found["runs"])
+    return {arm: number for number, arm in enumerate(arms)}
+
+
 def draw_budgets(
     found: Mapping[str, Any], theme: Theme = LIGHT, wide: bool = True
 ) -> Figure | None:
@@ -24,7 +30,9 @@ def draw_budgets(
     runs = [run for run in found["runs"] if run["bits_per_byte"] is not None]
     if not runs:
         return None
-    figure, axes, looks = _panels(runs, theme, wide, "Held-out bits per byte of finished runs")
+    shown = list(dict.fromkeys(run["arm"] for run in runs))
+    title = "Held-out bits per byte of finished runs"
+    figure, axes, looks = _panels(found, shown, theme, wide, title)
     names = f"seeds {', '.join(map(str, found['study']['seeds']))}: mean, lowest and highest"
     subtitle(figure, theme, names)
     for ax, cost in zip(axes, COSTS, strict=True):
@@ -48,9 +56,8 @@ def draw_curves(found: Mapping[str, Any], theme: Theme = LIGHT, wide: bool = Tru
             chosen[run["arm"]] = run
     if not chosen:
         return None
-    figure, axes, looks = _panels(
-        list(chosen.values()), theme, wide, "Held-out bits per byte during a run"
-    )
+    title = "Held-out bits per byte during a run"
+    figure, axes, looks = _panels(found, list(chosen), theme, wide, title)
     subtitle(figure, theme, "the largest budget of each arm, first seed; marks end stages")
     for ax, cost in zip(axes, COSTS, strict=True):
         for arm, run in chosen.items():
@@ -74,17 +81,17 @@ def draw_curves(found: Mapping[str, Any], theme: Theme = LIGHT, wide: bool = Tru
 
 
 def _panels(
-    runs: Sequence[Mapping[str, Any]], theme: Theme, wide: bool, title: str
+    found: Mapping[str, Any], shown: Sequence[str], theme: Theme, wide: bool, title: str
 ) -> tuple[Figure, list[Axes], Looks]:
-    """Return a figure with one axes for each kind of cost, and how every arm looks."""
-    arms = list(dict.fromkeys(run["arm"] for run in runs))
+    """Return a figure with one axes for each kind of cost, and how every arm in it looks."""
     figure, axes = canvas(title, theme, wide, height=4.6, columns=len(COSTS))
+    numbers = arm_numbers(found)
     looks: Looks = {
         arm: (
-            theme.lines[index % len(theme.lines)],
-            list(MARKERS)[(index + index // len(theme.lines)) % len(MARKERS)],
+            theme.lines[numbers[arm] % len(theme.lines)],
+            list(MARKERS)[(numbers[arm] + numbers[arm] // len(theme.lines)) % len(MARKERS)],
         )
-        for index, arm in enumerate(arms)
+        for arm in shown
     }
     legend(figure, looks, wide)
     return figure, axes, looks
