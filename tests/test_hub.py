@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from hub_server import TOKEN, Hub, serving
 import nacre
 from nacre import hub as client
 from nacre.composition import load_any
-from nacre.errors import ConfigError
+from nacre.errors import CheckpointError, ConfigError
 from nacre.substrate import Substrate
 from nacre.train import checkpoint
 
@@ -80,6 +81,18 @@ def test_the_newest_stage_and_back(hub: Hub, tiny_run: Path, ids: torch.Tensor) 
         assert tree[name] == (stage / name).read_bytes()
     loaded = nacre.from_pretrained("pearl/tiny")
     assert torch.equal(logits(loaded, ids), logits(load_any(stage), ids))
+
+
+@pytest.mark.parametrize("field", ["new_blocks", "substrate", "corpus"])
+def test_a_stage_whose_record_lacks_what_its_card_says_stays_here(
+    tiny_run: Path, tmp_path: Path, field: str
+) -> None:
+    shutil.copytree(tiny_run / "stages/02", tmp_path / "stage")
+    record = json.loads((tmp_path / "stage/stage.json").read_text())
+    del record[field]
+    (tmp_path / "stage/stage.json").write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match=f"stage.json: damaged: lacks '{field}'"):
+        nacre.push_to_hub(tmp_path / "stage", "pearl/tiny")
 
 
 def test_the_card_says_where_it_comes_from(

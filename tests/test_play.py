@@ -21,7 +21,7 @@ import torch
 from conftest import Build, Command
 
 from nacre import composition, generation
-from nacre.errors import ConfigError
+from nacre.errors import CheckpointError, ConfigError
 from nacre.generation import Sampling
 from nacre.models.rules import RULES, TRAINED, Rule
 from nacre.play import app, chart, compose, given, grow, guard, markup, shown, study, substrate
@@ -112,6 +112,16 @@ def test_depths_hold_what_they_share_once_and_answer_as_they_are(depths: Depths)
     text = "".join(generation.generate(depths.stages[0].folder, "def ", GREEDY))
     *_, last = grow.continue_at(depths, [0], "def ", GREEDY)
     assert last == [text]
+
+
+def test_depths_of_a_damaged_record_are_refused(tiny_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    record = json.loads((run / "stages/02/stage.json").read_text())
+    del record["depth"]
+    (run / "stages/02/stage.json").write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match=r"stages/02/stage.json: damaged: lacks 'depth'"):
+        Depths(run)
 
 
 def test_every_depth_takes_turns_and_ends_as_it_would_alone(depths: Depths) -> None:

@@ -80,7 +80,7 @@ def _stages(path: Path) -> list[Stage]:
     folders = checkpoint.stages(path)
     if not folders:
         checkpoint.newest(path)  # says that no stage has finished, and what to do
-    return [Stage(checkpoint.read_json(f / checkpoint.RECORD)["depth"], f) for f in folders]
+    return [Stage(checkpoint.read_stage(f)["depth"], f) for f in folders]
 
 
 def share_tensors(

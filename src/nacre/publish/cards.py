@@ -21,22 +21,29 @@ from nacre.growth import plan as plans
 from nacre.growth.plan import Plan
 from nacre.report.tables import stage_table
 from nacre.substrate import Substrate
-from nacre.train import checkpoint, folder
+from nacre.train import checkpoint, folder, schema
 from nacre.train.card import model_card
 
 NO_LICENCE = "No licence is stated: ask before you use it."
 
 
+class CardRecord(schema.CostedRecord):
+    """`stage.json` of a stage, as its card reads it."""
+
+    substrate: str | None  # pyright: ignore[reportGeneralTypeIssues]
+
+
 def stage_card(stage: Path, load: str, licence: str | None) -> str:
     """Return the card of a stage; of one that stands in its run also lineage and data."""
-    record, run = checkpoint.read_record(stage), stage.resolve().parent.parent
+    record = checkpoint.read_shaped(stage / checkpoint.RECORD, CardRecord)
+    run = stage.resolve().parent.parent
     about: dict[str, Any] = {}
     sections: list[str] = []
     if (run / folder.PLAN).is_file():
         plan = plans.parse(config.read_yaml(run / folder.PLAN), where=str(run / folder.PLAN))
         plan_about, data = _data(plan, record)
         about |= plan_about
-        below = [checkpoint.read_record(each) for each in checkpoint.stages(run)]
+        below = [checkpoint.read_stage(each) for each in checkpoint.stages(run)]
         sections += [_lineage([r for r in below if r["stage"] <= record["stage"]], plan), data]
     sections += [*_results(stage), *_licence(licence)]
     return model_card(record, load=load, about=_front(about, licence), sections=sections)
