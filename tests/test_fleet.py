@@ -199,6 +199,8 @@ def test_recipes_are_found_by_name(command: Command) -> None:
     assert (code, err) == (
         2, "error: fleet: no file or recipe named 'expert' (did you mean 'experts'?)\n"
     )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"^fleet: .* is no path of a file$"):
+        design.load("a\0b")
 
 
 # --- what commands may be jobs ---

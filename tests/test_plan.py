@@ -389,6 +389,12 @@ def test_load_of_an_unknown_name(name: str, message: str) -> None:
     assert str(caught.value) == message
 
 
+def test_a_run_is_no_plan_but_holds_one(run: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plans.load(run)
+    assert str(caught.value) == f"plan: {run} is a folder, not a plan (its plan is {run}/plan.yaml)"
+
+
 def test_an_unlike_name_lists_the_recipes() -> None:
     with pytest.raises(ConfigError, match=r"recipes: paper-16-code, .*, small, tiny\)"):
         plans.load("zzzzzz")

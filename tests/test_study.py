@@ -159,6 +159,12 @@ def test_a_recipe_is_found_by_its_name() -> None:
         studies.load("operator")
 
 
+def test_the_folder_of_a_study_is_said_to_hold_it(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").touch()
+    with pytest.raises(ConfigError, match=rf"its study is {tmp_path}/study\.yaml"):
+        studies.load(tmp_path)
+
+
 @pytest.mark.parametrize("name", plans.recipes("studies"))
 def test_every_recipe_is_a_study_without_dead_options(name: str) -> None:
     study = studies.load(name)

@@ -19,8 +19,8 @@ from typing import Annotated, Any, cast
 from pydantic import BeforeValidator, ByteSize, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from nacre.config import Section, override, read_yaml, validate
-from nacre.errors import ConfigError, Problem, nearest
-from nacre.growth.plan import recipes
+from nacre.errors import Problem, nearest
+from nacre.growth import plan as plans
 
 NEEDS = "needs"
 _PLACE = re.compile(r"\{([A-Za-z_]\w*)\}")
@@ -89,14 +89,8 @@ def load(source: str | Path, settings: Sequence[str] = ()) -> Fleet:
 
     Raises `ConfigError` with every problem of the fields at once.
     """
-    path = Path(source)
-    if not path.suffix and not path.exists():
-        known = recipes("fleet")
-        if str(source) not in known:
-            hint = nearest(str(source), known) or f"recipes: {', '.join(known)}"
-            raise ConfigError(Problem("fleet", f"no file or recipe named {str(source)!r}", hint))
-        path = known[str(source)]
-    return parse(override(read_yaml(path), settings), where=str(source))
+    data = read_yaml(plans.find(source, "fleet", "fleet"))
+    return parse(override(data, settings), where=str(source))
 
 
 def parse(data: Mapping[str, Any], where: str = "fleet") -> Fleet:

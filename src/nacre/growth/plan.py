@@ -303,24 +303,33 @@ def recipes(folder: str = "") -> dict[str, Path]:
     return {path.stem: path for path in sorted((root / folder).glob("*.yaml"))}
 
 
+def find(source: str | Path, kind: str, folder: str = "") -> Path:
+    """Return the file of a plan, or of another `kind`: the one named, or a recipe of `folder`.
+
+    A name without a suffix that is no file is that of a recipe. Raises `ConfigError` if there is
+    none of that name.
+    """
+    path, name = Path(source), str(source)
+    if not is_path(name):
+        raise ConfigError(Problem(kind, f"{name[:100]!r} is no path of a file"))
+    if path.is_dir() and (path / f"{kind}.yaml").exists():
+        fix = f"its {kind} is {path / f'{kind}.yaml'}"
+        raise ConfigError(Problem(kind, f"{source} is a folder, not a {kind}", fix))
+    if path.suffix or (path.exists() and not path.is_dir()):
+        return path
+    known = recipes(folder)
+    if name not in known:
+        hint = nearest(name, known) or f"recipes: {', '.join(known)}"
+        raise ConfigError(Problem(kind, f"no file or recipe named {name!r}", hint))
+    return known[name]
+
+
 def load(source: str | Path, settings: Sequence[str] = ()) -> Plan:
     """Read a plan from a file or, by its name, from the recipes; apply `KEY=VALUE` settings.
 
     Raises `ConfigError` with every problem of the plan at once.
     """
-    path = Path(source)
-    if not is_path(str(source)):
-        raise ConfigError(Problem("plan", f"{str(source)[:100]!r} is no path of a file"))
-    if path.is_dir() and (path / "plan.yaml").exists():
-        message = f"{source} is a run, not a plan"
-        raise ConfigError(Problem("plan", message, f"its plan is {path / 'plan.yaml'}"))
-    if not path.suffix and (path.is_dir() or not path.exists()):
-        known = recipes()
-        if str(source) not in known:
-            hint = nearest(str(source), known) or f"recipes: {', '.join(known)}"
-            raise ConfigError(Problem("plan", f"no file or recipe named {str(source)!r}", hint))
-        path = known[str(source)]
-    return parse(override(read_yaml(path), settings), where=str(source))
+    return parse(override(read_yaml(find(source, "plan")), settings), where=str(source))
 
 
 def parse(data: Mapping[str, Any], where: str = "plan") -> Plan:

@@ -18,7 +18,6 @@ from nacre.config import Section, override, read_yaml, validate
 from nacre.errors import ConfigError, Problem, nearest
 from nacre.growth import plan as plans
 from nacre.growth.plan import Plan, Seed
-from nacre.untrusted import is_path
 
 Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
 ArmName = Annotated[str, Field(pattern=r"^\w[\w-]*$")]  # without a dot: a study's files have one
@@ -128,16 +127,7 @@ def load(source: str | Path, settings: Sequence[str] = ()) -> Study:
 
     Raises `ConfigError` with every problem of the study and of its plans at once.
     """
-    path = Path(source)
-    if not is_path(str(source)):
-        raise ConfigError(Problem("study", f"{str(source)[:100]!r} is no path of a file"))
-    if not path.suffix and not path.exists():
-        known = plans.recipes("studies")
-        if str(source) not in known:
-            hint = nearest(str(source), known) or f"recipes: {', '.join(known)}"
-            raise ConfigError(Problem("study", f"no file or recipe named {str(source)!r}", hint))
-        path = known[str(source)]
-    data = read_yaml(path)
+    data = read_yaml(plans.find(source, "study", "studies"))
     if isinstance(data.get("plan"), str):
         data["plan"] = plans.load(data["plan"]).model_dump(mode="json", by_alias=True)
     return parse(override(data, settings), where=str(source))
