@@ -75,6 +75,15 @@ def test_paths_are_told_apart_by_their_files(tiny_run: Path, pair: Path, growth:
     assert given.look([tiny_run / "stages/01", tiny_run / "stages/02"]).first_tab == "compose"
 
 
+def test_depths_are_in_the_order_of_the_stages(tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").touch()
+    for number in range(1, 101):
+        stage = tmp_path / f"stages/{number:02d}"
+        stage.mkdir(parents=True)
+        (stage / "stage.json").write_text(json.dumps({"depth": 2 * number}))
+    assert given.stage_depths(tmp_path) == list(range(2, 201, 2))
+
+
 def test_every_path_that_is_nothing_of_ours_is_said_at_once(tmp_path: Path, tiny_run: Path) -> None:
     (tmp_path / "note.txt").write_text("")
     (tmp_path / "planned").mkdir()

@@ -4,8 +4,9 @@ Imports nothing: who only looks around needs no torch.
 """
 
 PLAN, RUN, METRICS, LOCK = "plan.yaml", "run.json", "metrics.jsonl", ".lock"
+STAGES = "stages"
 """Of a run."""
 
 STAGE = "stage.json"
 COMPOSITION = "composition.json"
-STUDY = "study.yaml"
+STUDY, RESULTS = "study.yaml", "results.json"

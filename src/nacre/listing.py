@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from nacre.config import read_yaml
 from nacre.errors import ConfigError, Problem
-from nacre.folders import COMPOSITION, LOCK, METRICS, PLAN, STAGE, STUDY
+from nacre.folders import COMPOSITION, LOCK, METRICS, PLAN, STAGE, STAGES, STUDY
 from nacre.untrusted import parse_json, read_json
 
 State = Literal["running", "interrupted", "finished", "damaged"]
@@ -158,7 +158,7 @@ def _run(path: Path) -> Run:
     planned = 0
     try:
         planned = len(_read_yaml(path / PLAN)["stages"])
-        done = [_read_json(stage / STAGE) for stage in _stages(path)]
+        done = [_read_json(stage / STAGE) for stage in stages(path)]
         depth = done[-1]["depth"] if done else None
         bits = done[-1]["validation"]["bits_per_byte"] if done else None
         tokens = sum(stage["tokens"] for stage in done) + _tokens_since(path, len(done))
@@ -175,11 +175,11 @@ def _run(path: Path) -> Run:
     )  # fmt: skip
 
 
-def _stages(run: Path) -> list[Path]:
+def stages(run: Path) -> list[Path]:
     """Return the finished stages of a run, in order; raise `ValueError` if one is missing."""
     found = sorted(
         (int(path.parent.name), path.parent)
-        for path in (run / "stages").glob(f"*/{STAGE}")
+        for path in (run / STAGES).glob(f"*/{STAGE}")
         if path.parent.name.isdecimal()
     )
     for expected, (number, _) in enumerate(found, 1):
@@ -280,7 +280,7 @@ def _reason(error: Exception) -> str:
 
 def _changed(path: Path, *names: str) -> float:
     """Return when the newest of a run's files, or of these files, was written."""
-    candidates = [path / name for name in names or (PLAN, METRICS, "state", "stages")]
+    candidates = [path / name for name in names or (PLAN, METRICS, "state", STAGES)]
     return max((each.stat().st_mtime for each in candidates if each.exists()), default=0.0)
 
 

@@ -20,6 +20,7 @@ from nacre.cli.console import (
     screen,
 )
 from nacre.errors import CheckpointError, ConfigError, Problem
+from nacre.folders import PLAN
 
 
 @app.command()
@@ -107,7 +108,7 @@ def grow(
             with Display(screen) as display:
                 records = work(display)
         except KeyboardInterrupt:
-            if (out / "plan.yaml").exists():
+            if (out / PLAN).exists():
                 hint = f"interrupted; continue with: nacre grow --resume --out {out}"
                 screen.print(hint, highlight=False, markup=False, soft_wrap=True)
             raise

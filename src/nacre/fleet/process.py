@@ -19,8 +19,9 @@ from filelock import FileLock, Timeout
 
 from nacre.config import read_yaml
 from nacre.fleet.records import DONE, JOB, LOCK, is_done
+from nacre.folders import PLAN, STUDY
 from nacre.study import parse, runner
-from nacre.train import checkpoint, folder
+from nacre.train import checkpoint
 
 WHOLE_OR_NOTHING = ("compose", "substrate build", "tokenizer build")
 """Commands whose folder appears when they are done, and that do not write to one that exists."""
@@ -59,7 +60,7 @@ def _arguments(job: dict[str, Any]) -> list[str] | None:
     made = Path(job["writes"])
     if job["study"] is not None:
         _link_shared(Path(job["study"]), made)
-    elif job["command"] == "grow" and (made / folder.PLAN).exists():
+    elif job["command"] == "grow" and (made / PLAN).exists():
         return [*arguments, "--resume"]
     elif job["command"] in WHOLE_OR_NOTHING and made.is_dir() and any(made.iterdir()):
         return None
@@ -68,7 +69,7 @@ def _arguments(job: dict[str, Any]) -> list[str] | None:
 
 def _link_shared(out: Path, made: Path) -> None:
     """Give one run of the study in `out` its plan, and what other runs have made that it shares."""
-    runs = parse(read_yaml(out / "study.yaml")).runs(out)
+    runs = parse(read_yaml(out / STUDY)).runs(out)
     runner.prepare(next(run for run in runs if run.folder == made), runs)
 
 

@@ -15,6 +15,7 @@ from nacre.fleet import cluster
 from nacre.fleet import jobs as describing
 from nacre.fleet.jobs import Job
 from nacre.fleet.records import DONE, JOB, LOG, attempts, is_done
+from nacre.folders import STUDY
 from nacre.train import checkpoint, folder
 from nacre.train.interruption import Interrupted, stop_signals
 from nacre.train.observer import Observer
@@ -190,7 +191,7 @@ class _Watch:
         (place / DONE).unlink(missing_ok=True)
         if job.run_of is not None:
             job.study_folder.mkdir(parents=True, exist_ok=True)
-            config.write_yaml(job.run_of, job.study_folder / "study.yaml")
+            config.write_yaml(job.run_of, job.study_folder / STUDY)
         record = {
             "name": job.name,
             "identity": job.identity,

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from nacre import listing
 from nacre.errors import ConfigError, Problem
+from nacre.folders import COMPOSITION, PLAN, RESULTS, STAGE, STUDY
 from nacre.untrusted import read_json
 
 Kind = Literal["run", "checkpoint", "composition", "study"]
 
 SIGNS: dict[str, Kind] = {
-    "plan.yaml": "run",
-    "composition.json": "composition",
-    "results.json": "study",
+    PLAN: "run",
+    COMPOSITION: "composition",
+    RESULTS: "study",
     "config.json": "checkpoint",
 }
 """A file that tells what its folder is; the first one that is there decides."""
@@ -94,8 +96,8 @@ def _nothing(path: Path) -> tuple[str, str]:
     """Say why a path cannot be shown, and what to do."""
     if not path.exists():
         return "there is no such folder", "name the --out folder of a nacre command"
-    if (path / "study.yaml").is_file():
-        fix = f"write them with `nacre study {path / 'study.yaml'} --no-run --out {path}`"
+    if (path / STUDY).is_file():
+        fix = f"write them with `nacre study {path / STUDY} --no-run --out {path}`"
         return "this study has no results yet", fix
     if path.is_file():
         return "is a file", "name a folder"
@@ -110,9 +112,8 @@ def stage_depths(path: Path) -> list[int]:
     What is damaged counts as none here: whoever loads it says what is wrong.
     """
     try:
-        if (path / "plan.yaml").is_file():
-            records = sorted((path / "stages").glob("*/stage.json"))
-            return [int(read_json(record)["depth"]) for record in records]
+        if (path / PLAN).is_file():
+            return [int(read_json(stage / STAGE)["depth"]) for stage in listing.stages(path)]
         config = read_json(path / "config.json")
         return [int(config.get("num_hidden_layers") or config.get("n_layer") or 0)]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError):
@@ -124,7 +125,7 @@ def expert_count(given: Given) -> int:
     inside = 0
     for path in given.compositions:
         try:
-            inside += len(read_json(path / "composition.json")["experts"])
+            inside += len(read_json(path / COMPOSITION)["experts"])
         except (OSError, ValueError, LookupError, TypeError):
             continue  # whoever loads it says what is wrong
     return inside + len(given.experts)

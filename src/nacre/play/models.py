@@ -19,6 +19,7 @@ from nacre.composition.expert import Expert, check_agreement, read_experts, refu
 from nacre.composition.folder import configuration
 from nacre.data.shards import SPLITS, TokenStore
 from nacre.errors import CheckpointError, ConfigError, NacreError, Problem
+from nacre.folders import PLAN
 from nacre.models.composed import ComposedForCausalLM
 from nacre.models.rules import RULES, TRAINED, Rule
 from nacre.train import checkpoint
@@ -75,7 +76,7 @@ class Depths:
 
 
 def _stages(path: Path) -> list[Stage]:
-    if not (path / "plan.yaml").is_file():
+    if not (path / PLAN).is_file():
         return [Stage(checkpoint.load_config(path).get_text_config().num_hidden_layers, path)]
     folders = checkpoint.stages(path)
     if not folders:

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 from nacre.errors import CheckpointError
+from nacre.folders import METRICS, STAGE, STAGES
 from nacre.listing import is_held
 from nacre.play.chart import Line, draw_lines
 from nacre.play.markup import details, empty, notice, tiles
@@ -16,14 +17,14 @@ from nacre.report.charts import smooth, tick
 from nacre.report.files import RunFiles, StageView, load_run
 from nacre.report.html import pairs, table
 from nacre.report.tables import count, ledger_table, size, stage_table
-from nacre.train import checkpoint, folder, verify
+from nacre.train import verify
 
 RECENT = 20  # steps whose speed is shown
 
 
 def stamp(run: Path) -> tuple[float, ...]:
     """Return what changes whenever a run writes metrics, finishes a stage, begins or stops."""
-    watched = [run / folder.METRICS, *sorted((run / "stages").glob(f"*/{checkpoint.RECORD}"))]
+    watched = [run / METRICS, *sorted((run / STAGES).glob(f"*/{STAGE}"))]
     written = [part for path in watched if path.exists() for part in _state(path)]
     return (float(is_held(run)), *written)
 

@@ -11,12 +11,13 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from nacre.errors import CheckpointError
+from nacre.folders import RESULTS
 from nacre.play.chart import Interval, draw_intervals
 from nacre.play.markup import details, notice, waiting
 from nacre.report.canvas import LIGHT, Theme
 from nacre.report.html import figure, render, table
 from nacre.study.charts import CHARTS, arm_numbers
-from nacre.study.page import RESULTS, about, arm_rows, comparison_rows, crossing, score_rows
+from nacre.study.page import about, arm_rows, comparison_rows, crossing, score_rows
 from nacre.train import checkpoint
 
 PARTS = ("study", "machine", "missing", "runs", "comparisons", "crossings", "claims")

@@ -7,12 +7,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from nacre.folders import RESULTS
 from nacre.numbers import count, size
 from nacre.study.charts import CHARTS
 from nacre.study.results import by_arm_and_budget
 from nacre.train import checkpoint
 
-PAGE, RESULTS = "README.md", "results.json"
+PAGE = "README.md"
 Row = dict[str, str]
 
 

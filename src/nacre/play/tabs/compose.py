@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from nacre.folders import STAGES
 from nacre.play import markup
 from nacre.play.given import expert_count
 from nacre.play.shown import Shown
@@ -115,7 +116,7 @@ def _begin(shown: Shown, sliders: int) -> Iterator[Any]:
 
 def _run_of(stage: Any) -> Any:
     """Return the run that a stage belongs to; what is no stage as it is."""
-    return stage.parent.parent if stage.parent.name == "stages" else stage
+    return stage.parent.parent if stage.parent.name == STAGES else stage
 
 
 def _mixed(
