@@ -6,6 +6,7 @@ transformers is imported. What is damaged is listed with the reason.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ State = Literal["running", "interrupted", "finished", "damaged"]
 Files = dict[tuple[int, int], int]
 """The bytes that each file takes on disk, by device and inode: a file of many names counts once."""
 
-TAIL_BYTES = 4096  # of metrics.jsonl: enough for its last line
+TAIL_BYTES = 8192  # of metrics.jsonl: enough for its last line
 BLOCK_BYTES = 512  # the unit of st_blocks
 
 
@@ -190,19 +191,22 @@ def stages(run: Path) -> list[Path]:
 
 def _tokens_since(run: Path, stages: int) -> int:
     """Return the tokens of the stage in progress, by the end of the metrics."""
+    last = last_metric(run)
+    return int(last["tokens"]) if last is not None and last["stage"] > stages else 0
+
+
+def last_metric(run: Path) -> dict[str, Any] | None:
+    """Return the last whole line of a run's metrics, None without one; only their end is read."""
     path = run / METRICS
     if not path.exists():
-        return 0
+        return None
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL_BYTES))
         lines = file.read().splitlines()
     for line in reversed(lines):
-        try:
-            last = parse_json(line)
-        except ValueError:  # cut off: by a crash at the end, by where the tail begins at the start
-            continue
-        return int(last["tokens"]) if last["stage"] > stages else 0
-    return 0
+        with contextlib.suppress(ValueError):  # cut off: at the end by a crash, or by the tail
+            return parse_json(line)
+    return None
 
 
 def is_held(run: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,13 @@ from nacre.fleet import jobs as describing
 from nacre.fleet.jobs import Job
 from nacre.fleet.records import DONE, JOB, LOG, attempts, is_done
 from nacre.folders import STUDY
+from nacre.listing import last_metric
 from nacre.train import checkpoint, folder
 from nacre.train.interruption import Interrupted, stop_signals
 from nacre.train.observer import Observer
 
 POLL_SECONDS = 1.0
 UNITS = 1000  # of progress, a job
-TAIL_BYTES = 8192  # of metrics.jsonl, to find its last line in
 
 State = Literal["done", "failed", "left out", "stopped"]
 
@@ -267,17 +266,8 @@ class _Watch:
 
 def _trained(job: Job) -> float:
     """Return what part of its tokens a growth has trained on; 0 for other jobs."""
-    file = None if job.plan is None or job.writes is None else job.writes / folder.METRICS
-    if file is None or job.plan is None or not file.exists():
+    last = None if job.plan is None or job.writes is None else last_metric(job.writes)
+    if job.plan is None or last is None:
         return 0.0
-    with file.open("rb") as metrics:
-        metrics.seek(max(0, file.stat().st_size - TAIL_BYTES))
-        lines = metrics.read().splitlines()
-    for line in reversed(lines):
-        try:
-            last = json.loads(line)
-            below = sum(stage.tokens for stage in job.plan.stages[: last["stage"] - 1])
-            return min(1.0, (below + last["tokens"]) / job.tokens)
-        except (ValueError, KeyError, TypeError):  # cut off: being written, or the tail's first
-            continue
-    return 0.0
+    below = sum(stage.tokens for stage in job.plan.stages[: last["stage"] - 1])
+    return min(1.0, (below + last["tokens"]) / job.tokens)
