@@ -602,3 +602,7 @@ def test_text_of_a_character_in_several_tokens_comes_with_its_last(grown: Place)
     pieces = list(generation.pieces(tokenizer, ids))
     assert "".join(pieces) == "a龍b"
     assert pieces == ["a", "", "", "龍", "b"]
+    known: list[str] = []
+    for end in range(1, len(ids) + 1):  # as it is drawn, token by token
+        known = [*known[:-1], *generation.pieces(tokenizer, ids[:end], known[:-1])]
+        assert known == list(generation.pieces(tokenizer, ids[:end]))

@@ -164,10 +164,16 @@ def painted(prompt: str, traced: Sequence[Mapping[str, Any]]) -> Text:
     return text
 
 
-def pieces(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Iterator[str]:
-    """Yield what each token adds to the text; the last token of a character adds all of it."""
-    shown = ""
-    for end in range(1, len(ids) + 1):
+def pieces(
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], before: Sequence[str] = ()
+) -> Iterator[str]:
+    """Yield what each token adds to the text; the last token of a character adds all of it.
+
+    `before` are the pieces of the first tokens, known from a longer beginning of the same text:
+    those of the tokens after them are yielded.
+    """
+    shown = "".join(before)
+    for end in range(len(before) + 1, len(ids) + 1):
         text = str(tokenizer.decode(ids[:end], skip_special_tokens=True))
         whole = text if end == len(ids) else text.rstrip("\ufffd")
         yield whole[len(shown) :]

@@ -73,10 +73,13 @@ def continue_mixed(
     ids_BT, fitting = begin(prompt, tokenizer, model, sampling)
     read = ids_BT[0].tolist() if prompt else []
     ids, shares = list(read), [[]] * min(1, len(read))
+    settled: list[str] = []  # less the last piece, which the next token may change
     for drawn in draw(model, ids_BT, fitting, stops(tokenizer)):
         ids.append(drawn.token)
         shares += drawn.shares
-        yield Traced(tuple(names), list(pieces(tokenizer, ids)), list(shares), len(read))
+        added = [*settled, *pieces(tokenizer, ids, settled)]
+        settled = added[:-1]
+        yield Traced(tuple(names), added, list(shares), len(read))
 
 
 def painted(traced: Traced) -> str:
