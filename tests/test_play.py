@@ -246,6 +246,14 @@ def test_experts_come_and_go_in_the_page_and_not_on_disk(mixtures: Mixtures, pai
     assert (pair / "composition.json").read_bytes() == before
 
 
+def test_an_expert_is_in_memory_once(pair: Path) -> None:
+    mixtures = Mixtures(pair)
+    alone = mixtures.model(["high"], Rule("mean-probs")).experts[0]
+    inside = mixtures.model(mixtures.own, mixtures.rule).experts[1]
+    pointers = {name: tensor.data_ptr() for name, tensor in alone.named_parameters()}
+    assert pointers == {name: tensor.data_ptr() for name, tensor in inside.named_parameters()}
+
+
 def test_mixtures_that_cannot_be_are_refused_in_words(mixtures: Mixtures, tiny_run: Path) -> None:
     with pytest.raises(ConfigError, match="Experts: none is chosen"):
         mixtures.model([], Rule())

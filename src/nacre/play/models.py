@@ -142,6 +142,7 @@ class Mixtures:
         check_agreement(list(self.experts.values()))
         self._lock = threading.Lock()
         self._loaded: dict[str, PreTrainedModel] = {}
+        self._tensors: dict[str, dict[str, torch.Tensor]] = {}  # by expert and name
         self._mixed: dict[tuple[tuple[str, ...], str], ComposedForCausalLM] = {}
 
     def _joins(self, expert: Expert, known: Sequence[Expert]) -> bool:
@@ -186,16 +187,31 @@ class Mixtures:
         with self._lock:
             if key not in self._mixed:
                 self._mixed = dict(list(self._mixed.items())[-7:])  # each holds a layout, no weight
-                self._mixed[key] = (
-                    composition.load(self.folder) if own and self.folder else self._mix(names, rule)
-                )
+                self._mixed[key] = self._own() if own and self.folder else self._mix(names, rule)
             return self._mixed[key]
+
+    def _own(self) -> ComposedForCausalLM:
+        assert self.folder is not None
+        model = composition.load(self.folder).requires_grad_(False)
+        for name, expert in zip(self.own, model.experts, strict=True):
+            self._hold_once(name, expert)
+        return model
+
+    def _hold_once(self, name: str, model: torch.nn.Module) -> None:
+        """Let a model use what is in memory of the same expert; tuned heads are not the same."""
+        known = self._tensors.setdefault(name, {})
+        for place, parameter in model.named_parameters():
+            same = known.setdefault(place, parameter.data)
+            if torch.equal(same, parameter):
+                parameter.data = same
 
     def _mix(self, names: Sequence[str], rule: Rule) -> ComposedForCausalLM:
         chosen = [self.experts[name] for name in names]
         for expert in chosen:
             if expert.name not in self._loaded:
-                self._loaded[expert.name] = checkpoint.load_model(expert.path).requires_grad_(False)
+                model = checkpoint.load_model(expert.path).requires_grad_(False)
+                self._hold_once(expert.name, model)
+                self._loaded[expert.name] = model
         config = configuration(chosen, [str(expert.path) for expert in chosen], rule)
         try:
             return ComposedForCausalLM(config, [self._loaded[name] for name in names])
