@@ -6,7 +6,6 @@ said.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from nacre.composition.card import card as composition_card
 from nacre.evaluate import results
 from nacre.growth import plan as plans
 from nacre.growth.plan import Plan
+from nacre.report import scores
 from nacre.report.tables import stage_table
 from nacre.substrate import Substrate
 from nacre.train import checkpoint, folder, schema
@@ -162,13 +162,9 @@ def _hub_name(source: str) -> str:
 
 def _results(target: Path) -> list[str]:
     """Return the section on a checkpoint's kept evaluations, the newest of each; or none."""
-    mine = results.fingerprint(target)
-    newest: dict[str, dict[str, Any]] = {}
-    for record in results.read(results.home(target)):
-        if record["fingerprint"] == mine:
-            about = [record[key] for key in ("task", "subset", "metric", "version", "settings")]
-            newest[json.dumps(about, sort_keys=True)] = record
-    if not newest:
+    model = scores.Model(target.name, results.fingerprint(target), depth=None)
+    found = [scored.record for scored in scores.load([results.home(target)], [model])]
+    if not found:
         return []
     rows = [
         {
@@ -180,7 +176,7 @@ def _results(target: Path) -> list[str]:
             "n": f"{record['n']:,}",
             "settings": _settings(record),
         }
-        for record in newest.values()
+        for record in found
     ]
     return [f"## Results\n\nEvaluated with nacre; intervals are bootstrapped.\n\n{_table(rows)}"]
 
