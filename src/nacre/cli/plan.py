@@ -43,6 +43,7 @@ def plan(
     from nacre.growth import plan as plans
     from nacre.growth.devices import parse
     from nacre.growth.estimates import Efficiency
+    from nacre.numbers import size
     from nacre.train import checkpoint
 
     quiet_transformers()
@@ -73,7 +74,7 @@ def plan(
     out = Console()
     out.print(tables.costs(costs))
     total = sum(cost.flops for cost in costs)
-    disk = tables.size(budget.disk_needed(costs))
+    disk = size(budget.disk_needed(costs))
     out.print(f"{total:.2e} FLOPs in all, about {disk} of disk at most.", highlight=False)
     out.print(f"One block has {costs[0].block_parameters:,} parameters.", highlight=False)
     if chosen.model.family == "gpt_neox":

@@ -11,13 +11,13 @@ from typing import Any
 from nacre.errors import ConfigError, Problem
 from nacre.generation import Sampling, pieces
 from nacre.models.rules import RULES, Rule
+from nacre.numbers import count
 from nacre.play.chart import Line, draw_lines
 from nacre.play.grow import begin, stops
 from nacre.play.markup import details, quoted, token, tokens
 from nacre.play.models import Mixtures
 from nacre.play.sampling import draw
 from nacre.report.html import table
-from nacre.report.tables import count
 
 COLORS = 8  # of experts that can be told apart; used again where there are more
 

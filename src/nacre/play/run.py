@@ -10,13 +10,14 @@ from statistics import fmean
 from nacre.errors import CheckpointError
 from nacre.folders import METRICS, STAGE, STAGES
 from nacre.listing import is_held
+from nacre.numbers import count, size
 from nacre.play.chart import Line, draw_lines
 from nacre.play.markup import details, empty, notice, tiles
 from nacre.report import page
 from nacre.report.charts import smooth, tick
 from nacre.report.files import RunFiles, StageView, load_run
 from nacre.report.html import pairs, table
-from nacre.report.tables import count, ledger_table, size, stage_table
+from nacre.report.tables import ledger_table, stage_table
 from nacre.train import verify
 
 RECENT = 20  # steps whose speed is shown
