@@ -19,10 +19,10 @@ from nacre import tokenizer as tokenizers
 from nacre.errors import ConfigError, Problem
 from nacre.generation import Sampling, pieces
 from nacre.models.mixing import log_likelihood
-from nacre.play.markup import LONGEST_TEXT, details, quoted, tiles, token, tokens
+from nacre.play.markup import LONGEST_TEXT, details, quoted, token, tokens
 from nacre.play.models import Depths
 from nacre.play.sampling import draw
-from nacre.report.html import table
+from nacre.report.html import table, tiles
 
 View = Literal["first", "second", "difference"]
 

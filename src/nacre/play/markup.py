@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 LONGEST_TEXT = 4000
 """Characters of a text that a person types; what is longer is refused before anything runs."""
@@ -26,15 +26,6 @@ def empty(title: str, advice: str, command: str = "") -> str:
 def waiting(what: str) -> str:
     """Return what stands where something is still being loaded or made."""
     return f'<p class="waiting" role="status">{html.escape(what)}</p>'
-
-
-def tiles(figures: Mapping[str, str]) -> str:
-    """Return headline figures, by what they are."""
-    cells = "".join(
-        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>"
-        for name, value in figures.items()
-    )
-    return f'<dl class="tiles">{cells}</dl>'
 
 
 def token(text: str, classes: str, title: str, strength: float | None = None) -> str:

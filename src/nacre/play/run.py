@@ -12,11 +12,11 @@ from nacre.folders import METRICS, STAGE, STAGES
 from nacre.listing import is_held
 from nacre.numbers import count, size
 from nacre.play.chart import Line, draw_lines
-from nacre.play.markup import details, empty, notice, tiles
+from nacre.play.markup import details, empty, notice, waiting
 from nacre.report import page
 from nacre.report.charts import smooth, tick
 from nacre.report.files import RunFiles, StageView, load_run
-from nacre.report.html import pairs, table
+from nacre.report.html import pairs, table, tiles
 from nacre.report.tables import ledger_table, stage_table
 from nacre.train import verify
 
@@ -170,7 +170,7 @@ def _bands(views: Sequence[StageView]) -> list[tuple[float, float, str]]:
 
 def check(run: Path) -> Iterator[str]:
     """Check a run on disk against its ledger; yield what to show before and after."""
-    yield '<p class="waiting" role="status">Reading every tensor of every stage…</p>'
+    yield waiting("Reading every tensor of every stage…")
     try:
         found = verify.verify(run)
     except CheckpointError as error:

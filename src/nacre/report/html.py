@@ -88,6 +88,15 @@ def table(rows: Sequence[Mapping[str, str]], code: Sequence[str] = (), empty: st
     )
 
 
+def tiles(figures: Mapping[str, str]) -> str:
+    """Return headline figures, by what they are."""
+    cells = "".join(
+        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>"
+        for name, value in figures.items()
+    )
+    return f'<dl class="tiles">{cells}</dl>'
+
+
 def pairs(values: Mapping[str, Any]) -> str:
     """Return names and values as a definition list."""
     items = "".join(

@@ -14,7 +14,7 @@ from nacre.numbers import count, size
 from nacre.report import section
 from nacre.report.charts import CHARTS
 from nacre.report.files import RunFiles, StageView, load_run
-from nacre.report.html import document, pairs, picture, render, table, write_folder
+from nacre.report.html import document, pairs, picture, render, table, tiles, write_folder
 from nacre.report.tables import ledger_table, stage_table
 
 
@@ -69,7 +69,7 @@ def page(
         name=html.escape(str(run["name"])),
         summary=html.escape(summary(files, views)),
         notice=notice(files, views),
-        tiles=tiles(files),
+        tiles=tiles(figures(files)) if files.records else "",
         loss=pictures["loss"],
         bits=pictures["bits-per-byte"],
         resources=pictures["resources"],
@@ -120,12 +120,10 @@ def notice(files: RunFiles, views: Sequence[StageView]) -> str:
     )
 
 
-def tiles(files: RunFiles) -> str:
+def figures(files: RunFiles) -> dict[str, str]:
     """Return the headline figures of the last finished stage."""
-    if not files.records:
-        return ""
     last = files.records[-1]
-    figures = {
+    return {
         "bits per byte, held-out": f"{last['validation']['bits_per_byte']:.3f}",
         "perplexity, held-out": f"{last['validation']['perplexity']:,.2f}",
         "blocks": str(last["depth"]),
@@ -133,10 +131,6 @@ def tiles(files: RunFiles) -> str:
         "most active in a stage": count(max(r["active_parameters"] for r in files.records)),
         "peak memory": size(max(r["peak_memory_bytes"] for r in files.records)),
     }
-    cells = "".join(
-        f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in figures.items()
-    )
-    return f'<dl class="tiles">{cells}</dl>'
 
 
 def memory_note(files: RunFiles) -> str:
