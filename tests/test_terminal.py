@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import logging
 
+import pytest
 from rich.console import Console
 
 from nacre import tables
 from nacre.growth import budget
 from nacre.growth import plan as plans
-from nacre.terminal import Display, sparkline
+from nacre.terminal import MEANS, Display, Losses, sparkline
 
 RECORD = {
     "stage": 2, "depth": 4, "active_parameters": 104_887_296, "total_parameters": 181_498_880,
@@ -67,6 +68,17 @@ def test_a_sparkline_goes_from_the_highest_to_the_lowest() -> None:
     assert sparkline([2.0, 2.0]) == "▁▁"
     assert sparkline([4.0, 4.0, 2.0, 2.0], cells=2) == "█▁"
     assert len(sparkline(range(1000))) == 40
+
+
+def test_losses_take_little_memory_and_draw_the_same_line() -> None:
+    every = [10 / (1 + step / 100) for step in range(8 * MEANS)]
+    losses = Losses()
+    for loss in every:
+        losses.add(loss)
+        assert len(losses.means) < MEANS
+    assert (losses.first, losses.last) == (every[0], every[-1])
+    assert sum(losses.means) / len(losses.means) == pytest.approx(sum(every) / len(every))
+    assert sparkline(losses.means) == sparkline(every)
 
 
 def test_the_library_logs_nowhere_else_afterwards() -> None:

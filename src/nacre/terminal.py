@@ -24,6 +24,7 @@ from nacre.train.observer import Observer
 LOG_SECONDS = 15.0  # between two lines of progress where there is no terminal
 SPARKS = "▁▂▃▄▅▆▇█"
 SPARKLINE = 40  # cells, so that a line fits 80 columns
+MEANS = 8 * SPARKLINE  # of a stage's losses that are kept at most; an even number
 
 
 class Display(Observer):
@@ -40,7 +41,7 @@ class Display(Observer):
             console=console,
         )
         self.status = ""
-        self.losses: list[float] = []
+        self.losses = Losses()
         self.task: TaskID | None = None
         self.title = ""
         self.total: int | None = None
@@ -90,14 +91,14 @@ class Display(Observer):
         """Show the stage's bar, counted in tokens."""
         self._begin(f"Stage {stage}/{stages}", tokens, done)
         self.bits_per_byte = None
-        self.losses = []
+        self.losses = Losses()
 
     def trained(self, step: dict[str, Any]) -> None:
         """Show losses, speed and memory; in a log file, a line now and then."""
         self.done = step["tokens"]
         loss = f"loss {step['loss']:.3f}" if "loss" in step else "left out"
         if "loss" in step:
-            self.losses.append(step["loss"])
+            self.losses.add(step["loss"])
         status = f"{loss}  {step['tokens_per_second']:,.0f} tok/s"
         if self.bits_per_byte is not None:
             status += f"  held-out {self.bits_per_byte:.3f} b/B"
@@ -135,14 +136,42 @@ class Display(Observer):
         if self.task is not None:
             self.bar.remove_task(self.task)
             self.task = None
-        self.status, self.losses = "", []
+        self.status, self.losses = "", Losses()
 
     def _view(self) -> Group:
         lines = [Text(f"  {self.status}", no_wrap=True)] if self.status else []
-        if len(self.losses) > 1:
-            first, last = self.losses[0], self.losses[-1]
-            lines.append(Text(f"  {first:.2f} {sparkline(self.losses)} {last:.2f}", no_wrap=True))
+        if len(self.losses.means) > 1:
+            first, last = self.losses.first, self.losses.last
+            curve = sparkline(self.losses.means)
+            lines.append(Text(f"  {first:.2f} {curve} {last:.2f}", no_wrap=True))
         return Group(self.bar, *lines)
+
+
+class Losses:
+    """The losses of a stage, however many, as few means of equally many each, in order.
+
+    `first` and `last` are single losses. What makes no whole mean yet is not among the `means`.
+    """
+
+    def __init__(self) -> None:
+        self.means: list[float] = []
+        self.first = self.last = 0.0
+        self.each = 1  # losses in a mean
+        self._sum, self._count = 0.0, 0
+
+    def add(self, loss: float) -> None:
+        """Take one more loss; where there are too many means, two become one."""
+        if not self.means and not self._count:
+            self.first = loss
+        self.last = loss
+        self._sum, self._count = self._sum + loss, self._count + 1
+        if self._count == self.each:
+            self.means.append(self._sum / self.each)
+            self._sum, self._count = 0.0, 0
+        if len(self.means) == MEANS:
+            pairs = zip(self.means[::2], self.means[1::2], strict=True)
+            self.means = [(a + b) / 2 for a, b in pairs]
+            self.each *= 2
 
 
 def sparkline(values: Sequence[float], cells: int = SPARKLINE) -> str:
