@@ -519,6 +519,13 @@ def test_words_of_the_page_are_escaped() -> None:
     assert "--s:100%" in markup.token("a", "x", "", 7.0)
 
 
+def test_a_map_is_made_once_for_all_visitors(tiny_run: Path) -> None:
+    page = shown.Shown(given.look([tiny_run]))
+    drawn = page.maps["PCA"]()
+    assert drawn == substrate.map_of(page.substrate()[0], "PCA")
+    assert page.maps["PCA"]() is drawn
+
+
 def test_what_is_loaded_once_is_loaded_again_after_an_error() -> None:
     calls: list[int] = []
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar, get_args
 
 from nacre.errors import CheckpointError, NacreError
 from nacre.play.given import Given
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from nacre.substrate import Substrate
 
 T = TypeVar("T")
+Method = Literal["PCA", "UMAP"]
+"""How a map of the substrate is made."""
 
 
 class Once(Generic[T]):
@@ -44,6 +47,7 @@ class Shown:
         self.depths: Once[Depths] = Once(self._depths)
         self.mixtures: Once[Mixtures] = Once(self._mixtures)
         self.substrate: Once[tuple[Substrate, PreTrainedTokenizerBase]] = Once(self._substrate)
+        self.maps = {method: Once(partial(self._map, method)) for method in get_args(Method)}
 
     @property
     def mixes(self) -> bool:
@@ -73,6 +77,11 @@ class Shown:
         if self.ground is None:
             raise CheckpointError("nothing with a substrate was given")
         return substrate.load(self.ground)
+
+    def _map(self, method: Method) -> str:
+        from nacre.play import substrate
+
+        return substrate.map_of(self.substrate()[0], method)
 
     def warm(self) -> None:
         """Load the models of all depths in the background; an error is said by who asks for one."""

@@ -13,7 +13,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,11 +27,10 @@ from nacre.errors import ConfigError, Problem
 from nacre.models import stock
 from nacre.play.grow import check_length
 from nacre.play.markup import quoted
+from nacre.play.shown import Method
 from nacre.substrate import Substrate, SubstrateRecipe, basis, glyphs, show
 from nacre.tokenizer import TokenString
 from nacre.train import checkpoint
-
-Method = Literal["PCA", "UMAP"]
 
 MOST_TOKENS = 64  # of a text, drawn one by one
 MOST_POINTS = 20_000  # of a map

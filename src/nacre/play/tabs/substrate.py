@@ -54,9 +54,7 @@ def build(shown: Shown, page: gr.Blocks) -> None:
 
     def chart(method: str) -> Iterator[str]:
         yield markup.waiting("Drawing the map…")
-        from nacre.play import substrate
-
-        yield substrate.map_of(shown.substrate()[0], "UMAP" if method == "UMAP" else "PCA")
+        yield shown.maps["UMAP" if method == "UMAP" else "PCA"]()
 
     on(page.load, begin, None, summary)
     on(page.load, draw, text, glyphs)
