@@ -269,6 +269,23 @@ def test_commands_read_what_was_pushed(hub: Hub, tiny_run: Path, command: Comman
     assert front(hub.repositories["pearl/grown"].tree()["README.md"])["base_model"] == "pearl/tiny"
 
 
+def test_what_is_on_the_hub_is_scored(
+    hub: Hub, tiny_run: Path, command: Command, tmp_path: Path
+) -> None:
+    nacre.push_to_hub(tiny_run, "pearl/grown")
+    nacre.push_to_hub(tiny_run, "pearl/foreign")
+    del hub.repositories["pearl/foreign"].tree()["stage.json"]
+    out, local = tmp_path / "scores.jsonl", tiny_run / "stages" / "03"
+    asked = ("--tasks", "copy", "--limit", "8", "--out", out, "--json")
+    code, said, _ = command("eval", "hf:pearl/grown", "hf:pearl/foreign", local, *asked)
+    grown, foreign, here = json.loads(said)["results"]
+    assert code == 0
+    assert grown["value"] == foreign["value"] == here["value"]
+    assert grown["fingerprint"] == here["fingerprint"] != foreign["fingerprint"]
+    with pytest.raises(client.HubError, match="pearl/lost: the hub has no such repository"):
+        nacre.evaluate_checkpoints(["hf:pearl/lost"], ["copy"])
+
+
 def test_without_a_token(
     hub: Hub, tiny_run: Path, command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -82,7 +82,7 @@ def read_experts(
     paths: Sequence[str | Path], names: Sequence[str] | None, taken: Sequence[str] = ()
 ) -> list[Expert]:
     """Read configuration, record and tokenizer of every expert; no weights."""
-    folders = [_folder(path) for path in paths]
+    folders = [checkpoint.newest_folder(path).resolve() for path in paths]
     names = _default_names(paths, folders, taken) if names is None else names
     _check_names(names, len(folders), taken)
     fingerprints: dict[bytes, str] = {}
@@ -106,14 +106,6 @@ def read_experts(
         experts.append(Expert(name, folder, config, record, tokenizer))
     refuse_twins(experts)
     return experts
-
-
-def _folder(path: str | Path) -> Path:
-    """Return the folder of an expert; a model on the hub is fetched."""
-    found = Path(checkpoint.newest(path))
-    if str(path).startswith(hub.PREFIX) and not found.is_dir():
-        found = hub.fetch_whole(str(path))
-    return found.resolve()
 
 
 def _default_names(

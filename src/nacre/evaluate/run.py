@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from nacre import composition
+from nacre import composition, hub
 from nacre import tokenizer as tokenizers
 from nacre.errors import CheckpointError, ConfigError, FingerprintError, Problem
 from nacre.evaluate import results
 from nacre.evaluate.tasks import Options, Subject, Task, prepare
+from nacre.folders import PLAN
 from nacre.train import checkpoint
 from nacre.train.observer import Observer
 
@@ -48,6 +49,9 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Score stages, compositions and Hugging Face folders; a run means each of its stages.
 
+    "hf:NAME" is what lies on the hub by that name; it is fetched, and its folder in the client's
+    cache keeps its results unless `out` is given.
+
     `tasks` are names of tasks and families (`tasks.FAMILIES`), or of lm-eval's tasks; default: `lm`
     on the texts in the folder `data`, and the benchmarks and parallel texts whose files are in
     `data_dir`; without both `probes`. `protocol` "paper" scores what the model writes in `runs`
@@ -55,8 +59,8 @@ def evaluate(
     domain, or questions of a subject. Returns one record a score, in the order of the checkpoints;
     they are also kept in `out`, or beside the checkpoint. An evaluation found there is not run
     again unless `again` asks for it. Everything is checked before any weights are loaded. Raises
-    ConfigError, DataError, CheckpointError and FingerprintError, and CheckpointError for a model
-    without finite scores.
+    ConfigError, DataError, CheckpointError, FingerprintError and HubError; CheckpointError also for
+    a model without finite scores.
     """
     watch = observer or Observer()
     prepared = prepare(tasks, Options(data, data_dir, limit, context, stride, protocol, runs))
@@ -86,14 +90,15 @@ def known_results(folder: Path, tasks: Sequence[Task]) -> list[dict[str, Any]]:
 
 
 def _folders(checkpoints: Sequence[str | Path]) -> list[Path]:
-    """Return the folders of what is named, stages for runs, each once."""
+    """Return the folders of what is named, stages for runs, each once; "hf:NAME" is fetched."""
     if not checkpoints:
         fix = "name stages, runs, compositions or Hugging Face folders"
         raise ConfigError(Problem("checkpoints", "there are none", fix))
     found: dict[Path, Path] = {}
-    for named in map(Path, checkpoints):
-        is_run = checkpoint.newest(named) != named  # raises for a run without a stage
-        for folder in checkpoint.stages(named) if is_run else [named]:
+    for named in checkpoints:
+        newest = checkpoint.newest_folder(named)  # raises for a run without a stage
+        place = Path(str(named).removeprefix(hub.PREFIX))
+        for folder in checkpoint.stages(place) if (place / PLAN).exists() else [newest]:
             found.setdefault(folder.resolve(), folder)
     return list(found.values())
 

@@ -309,3 +309,14 @@ def newest(path: str | Path) -> str | Path:
             f"`nacre grow --resume --out {path}`"
         )
     return finished[-1]
+
+
+def newest_folder(path: str | Path) -> Path:
+    """Return the folder of the checkpoint meant by a path, as `newest`; any "hf:NAME" is fetched.
+
+    Raises `HubError` for what cannot be fetched, and as `newest`.
+    """
+    found = Path(newest(path))
+    if str(path).startswith(hub.PREFIX) and not found.is_dir():
+        return hub.fetch_whole(str(path))
+    return found
