@@ -479,6 +479,14 @@ def an_expert_with_code(folder: Path, outside: Path) -> None:
     reference(folder, path=str(outside / "expert"), fingerprint=None)
 
 
+@case(COMPOSED, "describes [0-9,]+ weights")
+def an_expert_that_no_file_holds(folder: Path, outside: Path) -> None:
+    recorded = json.loads((folder / "config.json").read_text())["experts"][0]["path"]
+    shutil.copytree(recorded, outside / "expert")
+    edit(outside / "expert" / "config.json", vocab_size=10**6, hidden_size=4096)
+    reference(folder, path=str(outside / "expert"), fingerprint=None)
+
+
 # --- all of them, in one process ---
 
 

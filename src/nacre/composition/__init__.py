@@ -47,15 +47,21 @@ __all__ = [
 
 
 class CheckedComposition(ComposedForCausalLM):
-    """A composition that refuses an expert which is no longer the recorded one."""
+    """A composition that refuses an expert which is not the recorded one, or lacks weights."""
 
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any
     ) -> ComposedForCausalLM:
-        """Load a folder after `verify`; the arguments are those of the class below."""
+        """Load a folder after `verify`; the arguments are those of the class below.
+
+        An expert is refused as `checkpoint.load_model` refuses it.
+        """
         folder = local_folder(pretrained_model_name_or_path, kwargs)
         verify(folder)
+        for expert in schema.read_config(folder)["experts"]:
+            place = folder / expert["path"]
+            foreign.check_weights(place, checkpoint.load_config(place), place)
         return super().from_pretrained(folder, *args, **kwargs)
 
 
