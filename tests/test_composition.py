@@ -469,6 +469,13 @@ def test_numbers_for_each_expert_are_dropped_with_a_note(place: Place, tmp_path:
     assert "k was 3; there are 2 experts" in record["notes"]
 
 
+def test_a_record_may_say_that_nothing_was_trained(place: Place, tmp_path: Path) -> None:
+    nacre.compose([place.a, place.b], tmp_path / "out")
+    edit_json(tmp_path / "out" / "composition.json", trained=None)
+    record = nacre.add_expert(place.other, tmp_path / "out")
+    assert [expert["name"] for expert in record["experts"]] == ["a", "b", "other"]
+
+
 def test_a_refused_change_leaves_the_composition_as_it_was(place: Place, tmp_path: Path) -> None:
     out = tmp_path / "out"
     nacre.compose([place.a, place.b], out)

@@ -6,9 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from nacre.train import checkpoint
 from nacre.train.hooks import RECENT, hooks
 from nacre.train.interruption import Stop
 from nacre.train.observer import Observer
+from nacre.train.record import Below, loss_of
 
 
 class Warned(Observer):
@@ -43,6 +45,13 @@ def test_a_loss_that_jumps_is_said_once(tmp_path: Path) -> None:
 
 def test_a_young_stage_does_not_jump(tmp_path: Path) -> None:
     assert after([3.0] * (RECENT - 1) + [9.0], tmp_path) == []
+
+
+def test_a_stage_below_may_have_no_measured_loss(tmp_path: Path) -> None:
+    record = {"stage": 0, "frozen": {}, "weights": {}, "growth": [], "fingerprint": "f"}
+    for said in ({}, {"validation": None}):
+        checkpoint.write_json(tmp_path / checkpoint.RECORD, record | said)
+        assert loss_of(Below(tmp_path, checkpoint.read_record(tmp_path))) is None
 
 
 def test_a_step_that_was_left_out_is_said(tmp_path: Path) -> None:

@@ -311,7 +311,7 @@ def _rule_problems(mix: str, options: Mapping[str, Any], experts: int) -> list[P
 def _carried(record: Mapping[str, Any], experts: int) -> tuple[Rule, list[str]]:
     """Return a composition's rule for another number of experts, and what had to change."""
     rule, notes = dict(record["mix"]), []
-    if record.get("trained", {}).get("what") == "heads":
+    if (record.get("trained") or {}).get("what") == "heads":
         notes.append("the heads that were tuned together are the experts' own again")
     if rule["name"] in TRAINED:
         notes.append(f"{rule['name']} was trained for other experts; now {Rule().name} mixes them")

@@ -34,7 +34,7 @@ class Below:
 
 def loss_of(below: Below | None) -> float | None:
     """Return the held-out loss (nats) that a stage stands on, None if none was measured."""
-    return below.record.get("validation", {}).get("loss") if below else None
+    return (below.record.get("validation") or {}).get("loss") if below else None
 
 
 def certify_merge(adapted: PeftModel, this: Stage, run: StageRun) -> dict[str, Any]:
