@@ -317,6 +317,29 @@ def test_folders_that_cannot_be_compared(made: Place, tmp_path: Path) -> None:
     )
 
 
+def test_a_damaged_report_is_refused(made: Place, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    nacre.compose([made.en, made.ru], out)
+    report = experts.compare(out, [language.EvalDocument(text("en", 3), "en", "here")])
+    row = report["rows"][0]
+    for damage, said in [
+        ({"rows": []}, "'report.rows': list should have at least 1 item"),
+        (
+            {"rows": [row | {"outcome": "lost"}]},
+            "'report.rows.0.outcome': input should be 'better'",
+        ),
+        ({"rows": [row | {"interval": [0.1]}]}, "'report.rows.0.interval': list should have at"),
+        ({"rows": [row | {"experts": {"en": 1.0}}]}, "its report is of other experts"),
+        ({"settings": {"context": 32}}, "lacks 'report.settings.stride'"),
+    ]:
+        record = experts.write_report(out, report)
+        checkpoint.write_json(out / "composition.json", record | {"report": report | damage})
+        with pytest.raises(CheckpointError) as caught:
+            composition.read_record(out)
+        assert str(caught.value).startswith(f"{out / 'composition.json'}: damaged: {said}")
+        checkpoint.write_json(out / "composition.json", record)
+
+
 def test_an_expert_that_changed_is_refused(tmp_path: Path, run: Path) -> None:
     stage = checkpoint.newest(run)
     shutil.copytree(stage, tmp_path / "one")

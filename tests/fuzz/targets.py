@@ -524,13 +524,24 @@ def _tables(root: Path) -> dict[str, Target]:
 # --- compositions ---
 
 
+COMPARED = {
+    "texts": "3" * 64, "settings": {"context": 32, "stride": 16, "resamples": 2000},
+    "rows": [{
+        "kind": "all", "name": "all texts", "documents": 3, "bytes": 99, "composition": 2.0,
+        "experts": {"one": 1.9, "two": 3.0}, "best": "one", "difference": 0.1,
+        "interval": [0.05, 0.15], "outcome": "worse", "verdict": "worse than its best expert (one)",
+    }],
+}  # fmt: skip
+
+
 def _compositions(root: Path) -> dict[str, Target]:
     for name in ("one", "two"):
         make_stage(root / name, seed=len(name) + ord(name[0]))
     made = root / "made"
     composition.compose([root / "one", root / "two"], made, mix="posterior", decay=0.9)
     configuration = json.loads((made / "config.json").read_text())
-    described = json.loads((made / "composition.json").read_text())
+    described = json.loads((made / "composition.json").read_text()) | {"report": COMPARED}
+    checkpoint.write_json(made / "composition.json", described)
     sound = {name: (made / name).read_bytes() for name in ("config.json", "composition.json")}
 
     def read(name: str, data: bytes) -> None:
@@ -540,7 +551,7 @@ def _compositions(root: Path) -> dict[str, Target]:
         record = composition.read_record(made)
         composition.verify(made)
         composition.summary(record)
-        composition.card.card(record | {"report": None})
+        composition.card.card(record)
 
     def read_whole(data: bytes) -> None:
         for other in sound:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -12,7 +12,7 @@ from nacre.errors import CheckpointError, one_line
 from nacre.models.composed import ComposedConfig
 from nacre.models.rules import Rule
 from nacre.train import checkpoint, schema
-from nacre.train.schema import Number, Shape
+from nacre.train.schema import Number, Pair, Shape
 from nacre.untrusted import is_path
 
 MOST_EXPERTS = 1024
@@ -88,6 +88,36 @@ class TrainedPart(Shape):
     sha256: str
 
 
+class Compared(Shape):
+    """A row of the report: the composition beside each expert alone, on some texts."""
+
+    kind: str
+    name: str
+    documents: Number
+    composition: float
+    experts: dict[str, float]
+    best: str
+    difference: float
+    interval: Pair | None
+    outcome: Literal["better", "as good", "worse"]
+    verdict: str
+
+
+class ReportSettings(Shape):
+    """How the texts of the report were read, in tokens."""
+
+    context: Number
+    stride: Number
+
+
+class Report(Shape):
+    """Who lost what."""
+
+    texts: str
+    settings: ReportSettings
+    rows: Annotated[list[Compared], Field(min_length=1)]
+
+
 class Record(Shape):
     """`composition.json`."""
 
@@ -102,7 +132,7 @@ class Record(Shape):
     shared: list[SharedBlocks]
     notes: list[str]
     trained: TrainedPart | None = None
-    report: dict[str, Any] | None = None
+    report: Report | None = None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -118,7 +148,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_record(folder: Path) -> dict[str, Any]:
     """Return a composition's record; raise CheckpointError for one that is damaged.
 
-    Record and `config.json` must name the same experts in the same places.
+    Its report must be of its experts, and a bundle's experts in its folder.
     """
     path = folder / RECORD
     record = checkpoint.read_json(path)
@@ -127,6 +157,10 @@ def read_record(folder: Path) -> dict[str, Any]:
     except CheckpointError as error:
         raise CheckpointError(f"{error}; compose again") from None
     _check_experts(path, record)
+    names = {expert["name"] for expert in record["experts"]}
+    if any(row["experts"].keys() != names for row in (record.get("report") or {}).get("rows", [])):
+        message = "its report is of other experts"
+        raise CheckpointError(f"{path}: damaged: {message}; compose again")
     if record["bundled"]:
         for expert in record["experts"]:
             if expert["path"] != f"experts/{expert['name']}":
