@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import re
 import reprlib
 from collections import Counter
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
+from nacre.atomic import write_text
 from nacre.errors import ConfigError, Problem, nearest
 from nacre.untrusted import read_text
 
@@ -185,12 +185,7 @@ def _unshared(node: object, made: Counter[str], depth: int = 0) -> object:
 def write_yaml(section: BaseModel, path: Path) -> None:
     """Write a section as YAML, its fields in the order of their declaration; all or nothing."""
     data = section.model_dump(mode="json", by_alias=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        yaml.safe_dump(data, file, sort_keys=False, allow_unicode=True)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_text(path, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
 
 
 def override(data: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:

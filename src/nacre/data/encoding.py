@@ -29,6 +29,7 @@ import numpy.typing as npt
 from filelock import FileLock, Timeout
 
 from nacre import tokenizer as tokenizers_
+from nacre.atomic import write_text
 from nacre.data.corpus import DEFAULT, Errors, Inventory, Part, pieces, size_of
 from nacre.data.files import File
 from nacre.data.formats import Piece
@@ -352,9 +353,7 @@ class _Writer:
             "token_bytes": self.token_bytes,
             "progress": asdict(self.done),
         }
-        new = self.place / f"{_PROGRESS}.new"
-        new.write_text(json.dumps(content), encoding="utf-8")
-        new.replace(self.place / _PROGRESS)
+        write_text(self.place / _PROGRESS, json.dumps(content))
         self.saved, self.saved_at = self.done, time.monotonic()
 
 

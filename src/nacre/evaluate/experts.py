@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from nacre import composition
 from nacre import tokenizer as tokenizers
+from nacre.atomic import write_text
 from nacre.composition.card import card
 from nacre.composition.expert import RECORD
 from nacre.evaluate import language
@@ -80,7 +81,7 @@ def write_report(folder: str | Path, report: Mapping[str, Any]) -> dict[str, Any
     """Put what `compare` found into a composition's record and card; return the record."""
     record = composition.read_record(folder) | {"report": dict(report)}
     checkpoint.write_json(Path(folder) / RECORD, record)
-    checkpoint.write_text(Path(folder) / "README.md", card(record))
+    write_text(Path(folder) / "README.md", card(record))
     return record
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from filelock import FileLock
 
 from nacre import composition
+from nacre.atomic import write_text
 from nacre.errors import CheckpointError
 from nacre.evaluate.scores import Score
 from nacre.train import checkpoint
@@ -173,7 +174,7 @@ def append(path: Path, new: Sequence[Mapping[str, Any]]) -> None:
         before = path.read_text(encoding="utf-8") if path.exists() else ""
         if before and not before.endswith("\n"):
             before += "\n"
-        checkpoint.write_text(path, before + lines)
+        write_text(path, before + lines)
 
 
 def done(known: Sequence[Mapping[str, Any]], identity: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from nacre.atomic import write_text
 from nacre.folders import RESULTS
 from nacre.numbers import count, size
 from nacre.study.charts import CHARTS
@@ -34,7 +35,7 @@ def write(found: Mapping[str, Any], out: str | Path) -> Path:
             pictures.append(f"![{alt}]({name}.png)")
     parts = [f"# {found['study']['name']}", found["study"]["about"], about(found)]
     text = "\n\n".join(filter(None, [*parts, *sections(found), *pictures]))
-    checkpoint.write_text(out / PAGE, text + "\n")
+    write_text(out / PAGE, text + "\n")
     return out / PAGE
 
 

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from nacre import folders, hub
+from nacre.atomic import sync_folder, write_text
 from nacre.errors import CheckpointError
 from nacre.models import stock
 from nacre.train import foreign, schema
@@ -92,31 +93,9 @@ def sync(folder: Path) -> None:
     sync_folder(folder)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make sure that the names in a folder have reached the disk, where the system can."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write JSON under a temporary name and rename it."""
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write text in UTF-8 under a temporary name and rename it."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    sync_folder(path.parent)
 
 
 def read_json(path: Path) -> dict[str, Any]:

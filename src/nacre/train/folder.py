@@ -17,6 +17,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from nacre import config, processes
+from nacre.atomic import write_text
 from nacre.errors import CheckpointError, ConfigError, FingerprintError, Problem
 from nacre.folders import LOCK, METRICS, PLAN, RUN
 from nacre.growth import budget
@@ -256,4 +257,4 @@ def rewind_metrics(out: Path, stage: int, step: int) -> None:
     At step 0 nothing of the stage was saved: it begins anew, its first evaluation included.
     """
     kept = [m for m in read_metrics(out) if (m["stage"], m["step"]) <= (stage, step or -1)]
-    checkpoint.write_text(out / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
+    write_text(out / METRICS, "".join(json.dumps(line) + "\n" for line in kept))

@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from nacre import processes
+from nacre.atomic import sync_folder
 from nacre.errors import CheckpointError, one_line
 from nacre.train import checkpoint, foreign, schema
 from nacre.untrusted import is_path
@@ -99,7 +100,7 @@ def _replace(folder: Path, new: Path) -> None:
     else:
         _remove(folder)
     new.rename(folder)
-    checkpoint.sync_folder(folder.parent)
+    sync_folder(folder.parent)
 
 
 def load(folder: Path) -> SavedState | None:

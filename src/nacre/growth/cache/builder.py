@@ -21,6 +21,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from nacre.atomic import sync_folder
 from nacre.growth.cache.manifest import (
     FORMAT,
     MANIFEST,
@@ -35,7 +36,6 @@ from nacre.growth.cache.manifest import (
     partial_path,
     read_manifest,
     segment_name,
-    sync_folder,
 )
 from nacre.growth.cache.records import encode, record_bytes
 

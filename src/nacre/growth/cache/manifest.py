@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from nacre.atomic import sync_folder
 from nacre.growth.cache.records import Dtype, record_bytes
 from nacre.untrusted import parse_json, read_bytes
 
@@ -191,15 +191,6 @@ def drop(folder: Path) -> None:
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         folder.rmdir()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames and deletions in a folder last through a loss of power."""
-    file = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 def segment_name(number: int) -> str:
