@@ -80,7 +80,8 @@ def campaign(asked: argparse.Namespace, root: Path) -> None:
                         print(f"! {what}: {outcome.said}\n  {given!r:.600}", flush=True)
                     if asked.keep and crashes[what] <= 3:
                         asked.keep.mkdir(parents=True, exist_ok=True)
-                        kept = asked.keep / f"{len(crashes):03d}-{crashes[what]}.pickle"
+                        number = list(crashes).index(what) + 1
+                        kept = asked.keep / f"{number:03d}-{crashes[what]}.pickle"
                         kept.write_bytes(pickle.dumps((name, given)))
             spent[name] += time.perf_counter() - before
             if time.perf_counter() - said > EVERY_SECONDS:

@@ -23,7 +23,7 @@ import yaml
 from nacre import composition, config, tokenizer_files
 from nacre import study as studies
 from nacre import tokenizer as tokenizers
-from nacre.data import TokenStore, corpus, tokenize
+from nacre.data import TokenStore, corpus, shards, tokenize
 from nacre.errors import CheckpointError, ConfigError, Problem
 from nacre.evaluate import benchmarks, parallel, results
 from nacre.growth import budget, ledger
@@ -334,15 +334,8 @@ def _stores(root: Path) -> dict[str, Target]:
 
     def read_documents(data: bytes) -> None:
         (store / "train.documents").write_bytes(data)
-        digest = hashlib.sha256(sound["tokenizer"].encode())
-        for name in (
-            "train.tokens",
-            "train.documents",
-            "validation.tokens",
-            "validation.documents",
-        ):
-            digest.update(hashlib.sha256((store / name).read_bytes()).digest())
-        about = json.loads(json.dumps(sound)) | {"fingerprint": digest.hexdigest()}
+        found = shards.fingerprint(store, sound["tokenizer"])
+        about = json.loads(json.dumps(sound)) | {"fingerprint": found}
         about["counts"]["train"]["documents"] = len(data) // 8 - 1
         (store / "store.json").write_text(json.dumps(about))
         read()
@@ -377,8 +370,7 @@ def _states(root: Path) -> dict[str, Target]:
         with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError, RecursionError):
             changed = json.loads(data)
             rest = {key: value for key, value in changed.items() if key != "sha256"}
-            text = json.dumps(rest, sort_keys=True).encode()
-            changed["sha256"][state.RECORD] = hashlib.sha256(text).hexdigest()
+            changed["sha256"][state.RECORD] = state.progress_hash(rest)
             data = json.dumps(changed).encode()
         (place / state.RECORD).write_bytes(data)
         read()
@@ -433,7 +425,7 @@ def _lines(root: Path) -> dict[str, Target]:
     def read_metrics() -> None:
         folder.read_metrics(root, schema.MetricLine)
         folder.read_metrics(root)
-        verify._metrics(root)
+        verify.check_metrics(root)
 
     evaluations = root / results.FILE
     return {

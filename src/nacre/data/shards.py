@@ -115,7 +115,7 @@ class TokenStore:
 
     def verify(self) -> None:
         """Read everything; raise CheckpointError if it is not what was written."""
-        if _fingerprint(self.folder, self.tokenizer) != self.fingerprint:
+        if fingerprint(self.folder, self.tokenizer) != self.fingerprint:
             raise CheckpointError(
                 f"{self.folder}: damaged: its tokens are not what was written; delete the folder "
                 "to tokenize again"
@@ -213,7 +213,7 @@ def _fill(place: Path, tokenizer: PreTrainedTokenizerBase, key: dict[str, Any]) 
         "vocabulary_size": len(strings),
         "end": end,
         "counts": {split: dataclasses.asdict(count) for split, count in counts.items()},
-        "fingerprint": _fingerprint(place, key["tokenizer"]),
+        "fingerprint": fingerprint(place, key["tokenizer"]),
     }
     (place / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
@@ -277,7 +277,8 @@ def _offset(place: int) -> bytes:
     return place.to_bytes(8, "little", signed=True)
 
 
-def _fingerprint(folder: Path, tokenizer: str) -> str:
+def fingerprint(folder: Path, tokenizer: str) -> str:
+    """Return what identifies the files of a store, made with a tokenizer of that fingerprint."""
     total = hashlib.sha256(tokenizer.encode())
     for split in SPLITS:
         for kind in ("tokens", "documents"):

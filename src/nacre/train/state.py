@@ -76,7 +76,7 @@ def save(folder: Path, tensors: Mapping[str, torch.Tensor], progress: Mapping[st
         everything = processes.gather(written)
         if partial is not None:
             hashes = {name: value for each in everything for name, value in each.items()}
-            hashes[RECORD] = _hash_of(progress)
+            hashes[RECORD] = progress_hash(progress)
             checkpoint.write_json(partial / RECORD, {**progress, "sha256": hashes})
     if processes.is_main():
         _replace(folder, new)
@@ -158,7 +158,7 @@ def check(folder: Path) -> dict[str, Any]:
     for name, expected in hashes.items():
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: damaged: {name} is missing")
-        found = _hash_of(progress) if name == RECORD else _hash(folder / name)
+        found = progress_hash(progress) if name == RECORD else _hash(folder / name)
         if found != expected:
             raise CheckpointError(f"{folder}: damaged: {name} is not what was saved")
     for path in sorted(folder.glob("*.safetensors")):
@@ -173,7 +173,8 @@ def check(folder: Path) -> dict[str, Any]:
     return progress
 
 
-def _hash_of(progress: Mapping[str, Any]) -> str:
+def progress_hash(progress: Mapping[str, Any]) -> str:
+    """Return the hash that a record keeps of itself; `progress` is without `sha256`."""
     return hashlib.sha256(json.dumps(progress, sort_keys=True).encode()).hexdigest()
 
 

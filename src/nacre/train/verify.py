@@ -74,7 +74,7 @@ def _checks(run: Path) -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"stage {stage.name}", lambda s=stage: _tensors(s)
         yield f"lineage of {stage.name}", lambda s=stage, b=below: _lineage(s, b)
     if (run / folder.METRICS).exists():
-        yield "metrics", lambda: _metrics(run)
+        yield "metrics", lambda: check_metrics(run)
     for cache in sorted((run / CACHE).glob("*/*")):
         if cache.is_dir():
             yield f"cache {cache.relative_to(run / CACHE)}", lambda cache=cache: _cache(cache)
@@ -150,7 +150,7 @@ def _cache(folder: Path) -> None:
         raise CheckpointError(f"{'; '.join(wrong)} ({fix})")
 
 
-def _metrics(run: Path) -> None:
+def check_metrics(run: Path) -> None:
     """Check that every step of every stage stands there once, without a gap."""
     last: dict[int, int] = {}
     for number, written in enumerate(read_lines(run / folder.METRICS), 1):
