@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from nacre.untrusted import LARGEST_DEPTH, read_json
+from nacre.untrusted import LARGEST_DEPTH, as_object, read_json
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 
@@ -41,10 +41,7 @@ def check(path: Path) -> None:
     """Raise ValueError or OSError for a configuration that `transformers` must not read."""
     from transformers import GenerationConfig, PreTrainedConfig
 
-    data = read_json(path, CONFIG_BYTES)
-    if not isinstance(data, dict):
-        raise ValueError(f"expected a JSON object, found {type(data).__name__}")
-    config = cast("dict[str, Any]", data)
+    config = as_object(read_json(path, CONFIG_BYTES))
     owner = GenerationConfig if path.name == GENERATION else PreTrainedConfig
     for key in ELSEWHERE:
         if config.get(key) is not None:

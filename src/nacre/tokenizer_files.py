@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from nacre import model_config
 from nacre.errors import one_line
-from nacre.untrusted import check_links, read_bytes, read_json
+from nacre.untrusted import as_object, check_links, read_bytes, read_json
 
 T = TypeVar("T")
 
@@ -86,9 +86,7 @@ def _named(path: Path, check: Callable[[Path], object]) -> None:
 
 
 def _check_json(path: Path) -> None:
-    data = read_json(path)
-    if path.name != DEFINITION and not isinstance(data, dict):
-        raise ValueError(f"expected a JSON object, found {type(data).__name__}")
+    data = as_object(read_json(path))
     if path.name == DEFINITION:
         check_definition(data)
     if path.name == "tokenizer_config.json":
@@ -117,10 +115,8 @@ def _check_ids(ids: Iterable[Any]) -> None:
         raise ValueError(f"it has the id {highest:,}, at most {MOST_TOKENS - 1:,} is allowed")
 
 
-def check_definition(data: Any) -> None:
+def check_definition(data: Mapping[str, Any]) -> None:
     """Raise ValueError for a `tokenizer.json` that makes much out of little."""
-    if not isinstance(data, dict):
-        raise ValueError(f"expected a JSON object, found {type(data).__name__}")
     model, added = data.get("model"), data.get("added_tokens")
     if isinstance(model, dict) and isinstance(vocabulary := model.get("vocab"), dict):
         _check_ids(vocabulary.values())

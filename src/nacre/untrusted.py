@@ -121,6 +121,13 @@ def read_json(path: Path, most: int = FILE_BYTES) -> Any:
     return parse_json(read_bytes(path, most))
 
 
+def as_object(data: object) -> dict[str, Any]:
+    """Return data that is a JSON object; raise ValueError for what is none."""
+    if not isinstance(data, dict):
+        raise ValueError(f"expected a JSON object, found {type(data).__name__}")
+    return cast("dict[str, Any]", data)
+
+
 def _whole_number(digits: str) -> int:
     if len(digits) > DIGITS:
         raise ValueError(f"a whole number of {len(digits):,} digits")

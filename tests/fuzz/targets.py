@@ -34,7 +34,7 @@ from nacre.report import files as report_files
 from nacre.report import tables as report_tables
 from nacre.substrate import Substrate, SubstrateRecipe
 from nacre.train import checkpoint, folder, foreign, schema, state, verify
-from nacre.untrusted import parse_json
+from nacre.untrusted import as_object, parse_json
 
 TEXT = "A pearl grows layer by layer, and each layer is thin. 12 shells lie under water.\n"
 
@@ -185,7 +185,7 @@ def _tokenizers(root: Path) -> dict[str, Target]:
 
     def check(data: bytes) -> None:
         try:
-            tokenizer_files.check_definition(parse_json(data))
+            tokenizer_files.check_definition(as_object(parse_json(data)))
         except ValueError as error:
             raise ConfigError(Problem("tokenizer", str(error))) from None
 

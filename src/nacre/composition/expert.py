@@ -14,15 +14,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from nacre import folders, hub
 from nacre import tokenizer as tokenizers
 from nacre.errors import CheckpointError, ConfigError, FingerprintError, Problem, one_line
 from nacre.growth import ledger
 from nacre.models import stock
-from nacre.train import checkpoint
+from nacre.train import checkpoint, foreign
 
 RECORD = folders.COMPOSITION
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -225,8 +224,7 @@ def shared_parts(experts: Sequence[Expert]) -> list[dict[str, Any]]:
 
 def _layout(expert: Expert) -> Layout:
     try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(expert.config, trust_remote_code=False)
+        model = foreign.empty(expert.config)
         parts = stock.find_parts(model)
     except Exception as error:  # transformers raises about anything for a strange configuration
         raise CheckpointError(f"{expert.path}: cannot be composed: {one_line(error)}") from None

@@ -29,7 +29,7 @@ from nacre.errors import CheckpointError
 from nacre.models import stock
 from nacre.train import foreign, schema
 from nacre.train.foreign import INDEX
-from nacre.untrusted import parse_json, read_bytes
+from nacre.untrusted import as_object, parse_json, read_bytes
 
 SUBSTRATE_SHARD = "substrate.safetensors"
 HEAD_SHARD = "head.safetensors"
@@ -106,9 +106,10 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(data).__name__}")
-    return data
+    try:
+        return as_object(data)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
 
 
 def link(source: str | Path, target: str | Path) -> None:

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from nacre import hub, model_config
 from nacre.errors import CheckpointError, NacreError, one_line
 from nacre.model_config import CONFIG, GENERATION
-from nacre.untrusted import check_links, is_path, parse_json, read_json
+from nacre.untrusted import as_object, check_links, is_path, parse_json, read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
@@ -96,13 +96,9 @@ def check_folder(folder: Path) -> None:
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        data = read_json(path)
+        return as_object(read_json(path))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path.parent}: cannot be loaded: {path.name}: {error}") from None
-    if not isinstance(data, dict):
-        what = f"expected a JSON object, found {type(data).__name__}"
-        raise CheckpointError(f"{path.parent}: cannot be loaded: {path.name}: {what}")
-    return data
 
 
 def check_index(folder: Path) -> None:
@@ -144,7 +140,7 @@ def check_weights(folder: Path, config: PreTrainedConfig, named: str | Path) -> 
     if claimed > stored.tensors:
         message = f"describes {claimed:,} blocks, the files hold {stored.tensors:,} tensors"
         raise CheckpointError(f"{named}: cannot be loaded: {CONFIG} {message}")
-    model = guarded(named, lambda: _empty(config))
+    model = guarded(named, lambda: empty(config))
     described = sum(parameter.numel() for parameter in model.parameters())
     numbers = stored.numbers * (16 if stored.packed else 1)
     made = sum(buffer.nbytes for buffer in model.buffers())
@@ -154,7 +150,8 @@ def check_weights(folder: Path, config: PreTrainedConfig, named: str | Path) -> 
         raise CheckpointError(f"{named}: cannot be loaded: {CONFIG} {message}, {held}")
 
 
-def _empty(config: PreTrainedConfig) -> PreTrainedModel:
+def empty(config: PreTrainedConfig) -> PreTrainedModel:
+    """Return a model of this configuration without numbers, on the meta device."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
