@@ -78,8 +78,3 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
     """Return "did you mean X?" for the allowed word nearest to `word`, or an empty string."""
     close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else ""
-
-
-def first_line(error: BaseException | None) -> str:
-    """Return the first line of what another library raised, or the kind of error it is."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

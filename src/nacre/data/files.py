@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlsplit
 
-from nacre.errors import ConfigError, DataError, Problem, first_line, nearest
+from nacre.errors import ConfigError, DataError, Problem, nearest, one_line
 from nacre.untrusted import is_path
 
 if TYPE_CHECKING:
@@ -189,10 +189,10 @@ def _told(url: str) -> Iterator[None]:
             raise DataError(f"{url}: there is no such file or folder") from error
         if isinstance(error, PermissionError):
             raise DataError(
-                f"{url}: permission is denied ({first_line(error)}); check the credentials"
+                f"{url}: permission is denied ({one_line(error)}); check the credentials"
             ) from error
         raise DataError(
-            f"{url}: cannot be read ({first_line(error.__cause__ or error)}); check the address, "
+            f"{url}: cannot be read ({one_line(error.__cause__ or error)}); check the address, "
             "the network and the credentials"
         ) from error
 
@@ -236,7 +236,7 @@ class _Remote(io.RawIOBase):
                     with _told(self.file.name):
                         raise
                 message = "%s: %s at byte %d; trying again in %d s"
-                logger.warning(message, self.file.name, first_line(error), self.position, pause)
+                logger.warning(message, self.file.name, one_line(error), self.position, pause)
                 time.sleep(pause)
         buffer[: len(data)] = data
         self.position += len(data)

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 from nacre.data.bytestream import Advance, chunks, lines, missing_extra
 from nacre.data.files import File, is_denied, suffixes
-from nacre.errors import DataError, first_line
+from nacre.errors import DataError, one_line
 from nacre.tokenizer import check_text
 
 Errors: TypeAlias = Literal["strict", "replace"]
@@ -193,7 +193,7 @@ def _parquet(file: File, decoder: _Decoder, advance: Advance) -> Iterator[Piece]
                 advance(place - done)
                 done = place
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{file.name}: the parquet file is damaged ({first_line(error)})") from None
+        raise DataError(f"{file.name}: the parquet file is damaged ({one_line(error)})") from None
 
 
 def _check_column(name: str, schema: Any, pyarrow: Any) -> None:

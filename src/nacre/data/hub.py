@@ -9,7 +9,7 @@ from typing import Any
 
 from nacre.data.bytestream import Advance, missing_extra
 from nacre.data.formats import Piece
-from nacre.errors import DataError, first_line
+from nacre.errors import DataError, one_line
 from nacre.tokenizer import check_text
 
 
@@ -91,7 +91,7 @@ def open_rows(which: DataSet) -> Any:
     except DataError:
         raise
     except Exception as error:  # datasets raises about anything here
-        raise DataError(f"{source}: cannot open the data set ({first_line(error)})") from error
+        raise DataError(f"{source}: cannot open the data set ({one_line(error)})") from error
 
 
 def _only_text(rows: Any) -> Any:
@@ -103,7 +103,7 @@ def _rows(source: str, rows: Any) -> Iterator[dict[str, Any]]:
     try:
         yield from rows
     except Exception as error:  # a broken line or connection
-        raise DataError(f"{source}: the data set broke off ({first_line(error)})") from error
+        raise DataError(f"{source}: the data set broke off ({one_line(error)})") from error
 
 
 def _text_column(source: str, row: dict[str, Any]) -> str:
