@@ -139,6 +139,8 @@ def test_an_expert_is_named_once(place: Place, tmp_path: Path) -> None:
     text = refused(ConfigError, [place.a, place.b], out, names=["../x"])
     assert "--name: 1 names for 2 experts (give one for each, in order, or none)" in text
     assert "--name: '../x' cannot be the name of a folder (use letters, digits, - and _)" in text
+    text = refused(ConfigError, [place.a, place.b], out, names=["x" * 256, "y"])
+    assert "cannot be the name of a folder" in text
 
 
 def test_folders_that_are_no_experts(place: Place, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from nacre.errors import CheckpointError, ConfigError, FingerprintError, Problem
 from nacre.growth import ledger
 from nacre.models import stock
 from nacre.train import checkpoint, foreign
+from nacre.untrusted import is_path
 
 RECORD = folders.COMPOSITION
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -125,6 +126,11 @@ def _default_names(
     return names
 
 
+def is_name(name: str) -> bool:
+    """Tell whether an expert can be called by a name: it is that of its folder in a bundle."""
+    return is_path(name) and not name.startswith(".") and not set(name) & set("/\\:")
+
+
 def _check_names(names: Sequence[str], experts: int, taken: Sequence[str]) -> None:
     problems: list[Problem] = []
     if len(names) != experts:
@@ -133,7 +139,7 @@ def _check_names(names: Sequence[str], experts: int, taken: Sequence[str]) -> No
     for name, times in Counter([*names, *taken]).items():
         if times > 1:
             problems.append(Problem("--name", f"{name!r} is there twice", "names must differ"))
-        if not name or name.startswith(".") or set(name) & set("/\\:"):
+        if not is_name(name):
             message = f"{name!r} cannot be the name of a folder"
             problems.append(Problem("--name", message, "use letters, digits, - and _"))
     if problems:

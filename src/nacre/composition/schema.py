@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from nacre.composition.expert import RECORD
+from nacre.composition.expert import RECORD, is_name
 from nacre.errors import CheckpointError, one_line
 from nacre.models.composed import ComposedConfig
 from nacre.models.rules import Rule
@@ -186,7 +186,7 @@ def _check_experts(path: Path, data: dict[str, Any]) -> None:
         raise CheckpointError(f"{path}: damaged: {message}")
     for expert in experts:
         name = expert["name"]
-        if not is_path(name) or name.startswith(".") or set(name) & set("/\\:"):
+        if not is_name(name):
             raise CheckpointError(f"{path}: damaged: {name!r} is no name of an expert")
         if not is_path(expert["path"]):
             raise CheckpointError(f"{path}: damaged: {expert['path']!r} is no place of an expert")
