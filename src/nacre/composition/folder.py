@@ -20,7 +20,7 @@ from nacre.composition.tuning import Trained
 from nacre.growth import ledger
 from nacre.models.composed import TRAINED_FILE, ComposedConfig, ComposedForCausalLM
 from nacre.models.rules import Rule
-from nacre.train import checkpoint
+from nacre.train import checkpoint, foreign
 
 ENTRY = "composition_code"
 """The bundle's module that imports all others: transformers copies what it finds imported there."""
@@ -211,10 +211,9 @@ def _copy_experts(folder: Path, experts: Sequence[Expert]) -> None:
 
 def _identity(expert: Expert, shard: Path) -> Any:
     """Return what two shards share only if they are the same: tensors by hash, else the file."""
-    index = expert.path / checkpoint.INDEX
-    if expert.record and index.is_file():
+    owners = foreign.weight_map(expert.path) if expert.record else None
+    if owners is not None:
         hashes = expert.record["frozen"] | expert.record["weights"]
-        owners = checkpoint.read_json(index)["weight_map"]
         names = [name for name, owner in owners.items() if owner == shard.name]
         if names and hashes.keys() >= set(names):
             return ledger.fingerprint(hashes, names)

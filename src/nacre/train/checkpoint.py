@@ -185,8 +185,8 @@ def save_weights(
 
 def _shards(folder: Path) -> dict[str, str]:
     """Return the shard that holds each tensor of a stage; without an index it is one file."""
-    if (folder / INDEX).exists():
-        return read_json(folder / INDEX)["weight_map"]
+    if (owners := foreign.weight_map(folder)) is not None:
+        return owners
     if not (folder / foreign.WEIGHTS).exists():
         return {}
     with safe_open(folder / foreign.WEIGHTS, "pt") as file:

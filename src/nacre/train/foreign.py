@@ -91,7 +91,7 @@ def check_folder(folder: Path) -> None:
                 model_config.check(folder / name)
             except (OSError, ValueError) as error:
                 raise CheckpointError(f"{folder}: cannot be loaded: {name}: {error}") from None
-    check_index(folder)
+    weight_map(folder)
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -101,30 +101,33 @@ def _object(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path.parent}: cannot be loaded: {path.name}: {error}") from None
 
 
-def check_index(folder: Path) -> None:
-    """Refuse a folder whose index of shards names files that are not in it, or no safetensors."""
+def weight_map(folder: Path) -> dict[str, str] | None:
+    """Return the file of each tensor by the index of shards, None for a folder without an index.
+
+    Raises CheckpointError for an index that is damaged, or names files that are not in the folder
+    or no safetensors.
+    """
     if not (folder / INDEX).exists():
-        return
+        return None
     data = _object(folder / INDEX)
     if "weight_map" not in data:
         raise CheckpointError(f"{folder / INDEX}: damaged: lacks 'weight_map'")
-    shards = data["weight_map"]
-    if not isinstance(shards, dict):
+    owners = data["weight_map"]
+    if not isinstance(owners, dict):
         raise CheckpointError(f"{folder / INDEX}: weight_map is no mapping of tensors to files")
-    for shard in shards.values():
+    for shard in owners.values():
         plain = isinstance(shard, str) and is_path(shard) and Path(shard).name == shard
         if not plain or "\\" in shard:
             raise CheckpointError(f"{folder / INDEX}: {shard!r} is no file of the folder")
         if not shard.endswith(".safetensors"):
             raise CheckpointError(f"{folder / INDEX}: {shard!r} is no file in safetensors")
+    return owners
 
 
 def shards(folder: Path) -> list[Path]:
     """Return the files that hold a folder's weights, by its index or by the usual name."""
-    if (folder / INDEX).exists():
-        names = sorted(set(_object(folder / INDEX)["weight_map"].values()))
-    else:
-        names = [WEIGHTS]
+    owners = weight_map(folder)
+    names = [WEIGHTS] if owners is None else sorted(set(owners.values()))
     return [folder / name for name in names]
 
 
