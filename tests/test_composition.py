@@ -318,6 +318,15 @@ def test_an_expert_that_changed_or_went_is_refused_before_its_weights(
         nacre.load_composition(place.b)
 
 
+def test_a_composition_without_its_record_is_refused(place: Place, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    nacre.compose([place.a, place.b], out)
+    (out / "composition.json").unlink()
+    for load in (nacre.load_composition, AutoModelForCausalLM.from_pretrained):
+        with pytest.raises(CheckpointError, match=r"composition\.json is missing"):
+            load(out)
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_is_saved_loaded_and_described(rule: str, grown: Place, tmp_path: Path) -> None:
     options: dict[str, Any] = {"weights": [1, 3]} if rule == "weighted" else {}

@@ -58,8 +58,7 @@ class CheckedComposition(ComposedForCausalLM):
         An expert is refused as `checkpoint.load_model` refuses it.
         """
         folder = local_folder(pretrained_model_name_or_path, kwargs)
-        verify(folder)
-        for expert in schema.read_config(folder)["experts"]:
+        for expert in verify(folder)["experts"]:
             place = folder / expert["path"]
             foreign.check_weights(place, checkpoint.load_config(place), place)
         return super().from_pretrained(folder, *args, **kwargs)
@@ -223,13 +222,13 @@ def summary(record: Mapping[str, Any]) -> list[str]:
     return [*lines, *(f"note: {note}" for note in record["notes"])]
 
 
-def verify(folder: Path, leaving: str | None = None) -> None:
-    """Check that every expert but `leaving` is where the composition says and is the recorded one.
+def verify(folder: Path, leaving: str | None = None) -> dict[str, Any]:
+    """Return a composition's record if every expert but `leaving` is there and the recorded one.
 
-    Reads no weights. Raises CheckpointError for one that is gone or is a composition itself,
-    FingerprintError for another.
+    Reads no weights. Raises CheckpointError for a folder without a record, for an expert that is
+    gone or is a composition itself, FingerprintError for another one.
     """
-    config = schema.read_config(folder)
+    record, config = read_record(folder), schema.read_config(folder)
     for expert in config["experts"]:
         if expert["name"] == leaving:
             continue
@@ -247,9 +246,6 @@ def verify(folder: Path, leaving: str | None = None) -> None:
                 fix = f"it was changed after composing: restore {place}, or compose again"
                 what = f"expert {expert['name']!r} of {folder}"
                 raise FingerprintError(what, recorded[:12], found[:12], fix)
-    if not is_composition(folder):
-        return
-    record = read_record(folder)
     schema.check_same(folder, config, record)
     trained = record.get("trained")
     if trained is not None:
@@ -262,14 +258,19 @@ def verify(folder: Path, leaving: str | None = None) -> None:
             raise FingerprintError(
                 f"{TRAINED_FILE} of {folder}", trained["sha256"][:12], found[:12], fix
             )
+    return record
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
     """Return a composition's record; raise CheckpointError where there is none, or damaged."""
+    _check_is_one(folder)
+    return schema.read_record(Path(folder))
+
+
+def _check_is_one(folder: str | Path) -> None:
     if not is_composition(folder):
         fix = "name the folder of a composition, or make one with `nacre compose`"
         raise CheckpointError(f"{folder}: holds no composition ({RECORD} is missing); {fix}")
-    return schema.read_record(Path(folder))
 
 
 def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> ComposedForCausalLM:
@@ -278,7 +279,7 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> ComposedForC
     Raises CheckpointError for a folder without one or an expert that cannot be loaded,
     FingerprintError for an expert that is not the recorded one.
     """
-    read_record(folder)
+    _check_is_one(folder)
     foreign.check_folder(Path(folder))
     return foreign.guarded(folder, lambda: CheckedComposition.from_pretrained(folder, dtype=dtype))
 
@@ -331,8 +332,8 @@ def _open(
     folder: str | Path, leaving: str | None = None
 ) -> tuple[Path, dict[str, Any], list[Expert]]:
     """Return a composition's folder, its record and its experts but `leaving`, after `verify`."""
-    target, record = Path(folder), read_record(folder)
-    verify(target, leaving)
+    target = Path(folder)
+    record = verify(target, leaving)
     described = [expert for expert in record["experts"] if expert["name"] != leaving]
     places = [target / expert["path"] for expert in described]
     return target, record, reading.read_experts(places, [expert["name"] for expert in described])

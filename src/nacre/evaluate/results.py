@@ -76,8 +76,7 @@ def _content(path: Path) -> bytes:
 
 
 def _composition(folder: Path) -> str:
-    composition.verify(folder)
-    record = composition.read_record(folder)
+    record = composition.verify(folder)
     parts = {
         "experts": [fingerprint(folder / expert["path"]) for expert in record["experts"]],
         "mix": record["mix"],
