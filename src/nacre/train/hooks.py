@@ -64,8 +64,12 @@ def hooks(
                 observer.note(f"stage {number} ends at step {run.steps}: a new one gains more")
 
     def save(run: StageRun, metrics: dict[str, Any]) -> None:
-        asked = next(filter(None, processes.gather(stop.requested)), None)
-        if run.finished or not (metrics["step"] % run.training.save_every == 0 or asked):
+        if run.finished:
+            return
+        asked_here = float(stop.requested is not None)
+        (asking,) = processes.total(asked_here, device=run.accelerator.device)
+        asked = next(filter(None, processes.gather(stop.requested))) if asking else None
+        if not (metrics["step"] % run.training.save_every == 0 or asked):
             return
         progress = {"stage": number, "processes": processes.count(), **run.progress.record()}
         if processes.is_main():
