@@ -19,12 +19,11 @@ from typing import Any
 
 from filelock import FileLock
 
-from nacre import composition
 from nacre.atomic import write_text
 from nacre.errors import CheckpointError
 from nacre.evaluate.scores import Score
-from nacre.train import checkpoint
-from nacre.train.foreign import HEADER_BYTES
+from nacre.folders import COMPOSITION
+from nacre.train import files
 from nacre.untrusted import parse_json, read_bytes
 
 FILE = "evaluations.jsonl"
@@ -53,10 +52,10 @@ def fingerprint(folder: Path) -> str:
     the header and 64 pieces of 4 KiB, evenly spaced, stand for the contents. Raises CheckpointError
     and FingerprintError for a folder that is damaged or whose parts are missing.
     """
-    if composition.is_composition(folder):
+    if (folder / COMPOSITION).is_file():
         return _composition(folder)
-    if (folder / checkpoint.RECORD).is_file():
-        tensors = checkpoint.read_record(folder)["fingerprint"]
+    if (folder / files.RECORD).is_file():
+        tensors = files.read_record(folder)["fingerprint"]
         config = hashlib.sha256(_content(folder / "config.json")).hexdigest()
         return hashlib.sha256(f"{tensors} {config}".encode()).hexdigest()
     total = hashlib.sha256()
@@ -76,6 +75,8 @@ def _content(path: Path) -> bytes:
 
 
 def _composition(folder: Path) -> str:
+    from nacre import composition  # imports torch
+
     record = composition.verify(folder)
     parts = {
         "experts": [fingerprint(folder / expert["path"]) for expert in record["experts"]],
@@ -86,6 +87,8 @@ def _composition(folder: Path) -> str:
 
 
 def _sample(path: Path) -> bytes:
+    from nacre.train.foreign import HEADER_BYTES  # imports torch
+
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nacre.composition import is_composition
 from nacre.errors import ConfigError, Problem
-from nacre.report import comparison, composition, page
+from nacre.folders import COMPOSITION
+from nacre.report import comparison, page
 from nacre.report.files import RunFiles, StageView, load_run
 from nacre.report.tables import ledger_table, stage_table
 
@@ -34,7 +34,7 @@ def write(*folders: str | Path, out: str | Path | None = None) -> Path:
         problems += [
             Problem(str(path), "is a composition", "report it alone, or name runs only")
             for path in paths
-            if is_composition(path)
+            if _is_composition(path)
         ]
     target = Path("report") if out is None and len(paths) > 1 else out and Path(out)
     if target and (problem := _taken(target)):
@@ -44,8 +44,15 @@ def write(*folders: str | Path, out: str | Path | None = None) -> Path:
     if len(paths) > 1:
         assert target
         return comparison.write(paths, target)
-    one = composition.write if is_composition(paths[0]) else page.write
-    return one(paths[0], target or None)
+    if not _is_composition(paths[0]):
+        return page.write(paths[0], target or None)
+    from nacre.report import composition  # imports torch, which the page of a run does without
+
+    return composition.write(paths[0], target or None)
+
+
+def _is_composition(path: Path) -> bool:
+    return (path / COMPOSITION).is_file()
 
 
 def _taken(target: Path) -> str:

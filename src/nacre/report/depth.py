@@ -14,7 +14,7 @@ import numpy.typing as npt
 from nacre.evaluate.results import fingerprint
 from nacre.report.files import RunFiles, Series
 from nacre.report.scores import ALL, Group, Model, Scored, words
-from nacre.train import checkpoint
+from nacre.train.files import stages as finished_stages
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Grid:
 
 def stages(name: str, files: RunFiles) -> list[Model]:
     """Return the finished stages of a run as models, from the bottom up."""
-    folders = checkpoint.stages(files.path)
+    folders = finished_stages(files.path)
     return [
         Model(name, fingerprint(path), record["depth"], record["stage"], bool(record["lora"]))
         for path, record in zip(folders, files.records, strict=True)

@@ -10,7 +10,10 @@ import numpy as np
 
 from nacre import config
 from nacre.errors import CheckpointError, ConfigError
-from nacre.train import checkpoint, folder, schema
+from nacre.folders import METRICS, PLAN
+from nacre.train import schema
+from nacre.train.files import RECORD, read_run, read_stage, stages
+from nacre.train.metrics import read_metrics
 from nacre.untrusted import read_text
 
 Series = np.ndarray[Any, np.dtype[np.float64]]
@@ -103,29 +106,29 @@ def load_run(run: str | Path) -> RunFiles:
     path = Path(run)
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder; name the --out folder of `nacre grow`")
-    if not (path / folder.PLAN).is_file():
+    if not (path / PLAN).is_file():
         hint = "name the --out folder of `nacre grow`"
-        if (path / checkpoint.RECORD).is_file():
+        if (path / RECORD).is_file():
             hint = f"this is one stage; name its run: {path.absolute().parent.parent}"
-        raise CheckpointError(f"{path}: is no run ({folder.PLAN} is missing); {hint}")
-    records = [checkpoint.read_stage(stage) for stage in checkpoint.stages(path)]
-    metrics = folder.read_metrics(path, schema.MetricLine)
+        raise CheckpointError(f"{path}: is no run ({PLAN} is missing); {hint}")
+    records = [read_stage(stage) for stage in stages(path)]
+    metrics = read_metrics(path, schema.MetricLine)
     if not records and not metrics:
         raise CheckpointError(
-            f"{path}: nothing to report yet: no stage has finished and {folder.METRICS} has no "
+            f"{path}: nothing to report yet: no stage has finished and {METRICS} has no "
             f"line (continue the run: nacre grow --resume --out {path})"
         )
     try:
-        plan = config.read_yaml(path / folder.PLAN)
+        plan = config.read_yaml(path / PLAN)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
     if not isinstance(plan.get("stages"), list) or not plan["stages"]:
-        raise CheckpointError(f"{path / folder.PLAN}: is no plan of nacre: it has no stages")
+        raise CheckpointError(f"{path / PLAN}: is no plan of nacre: it has no stages")
     begun = max([len(records), *(line["stage"] for line in metrics)])
     named = plan["stages"][:begun]
     sound = all(isinstance(each, dict) and "add_blocks" in each for each in named)
     if len(named) < begun or not sound:
         message = f"is not the plan of this run: it does not have {begun} stages"
-        raise CheckpointError(f"{path / folder.PLAN}: {message}")
-    text = read_text(path / folder.PLAN)
-    return RunFiles(path, plan, text, folder.read_record(path), metrics, records)
+        raise CheckpointError(f"{path / PLAN}: {message}")
+    text = read_text(path / PLAN)
+    return RunFiles(path, plan, text, read_run(path), metrics, records)

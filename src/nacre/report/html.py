@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from nacre.errors import CheckpointError
 from nacre.report.canvas import DARK, LIGHT, Theme
-from nacre.train import checkpoint
+from nacre.train.files import new_folder
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def write_folder(
     `others` are further files, by name. Raises CheckpointError if the folder cannot be written.
     """
     try:
-        with checkpoint.new_folder(target) as partial:
+        with new_folder(target) as partial:
             for drawn in pictures:
                 (partial / f"{drawn.name}.png").write_bytes(drawn.images[LIGHT, True])
             for name, text in others.items():

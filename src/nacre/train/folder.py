@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 import re
 import shutil
@@ -17,14 +15,20 @@ import torch
 from filelock import FileLock, Timeout
 
 from nacre import config, processes
-from nacre.atomic import write_text
-from nacre.errors import CheckpointError, ConfigError, FingerprintError, Problem
-from nacre.folders import LOCK, METRICS, PLAN, RUN
+from nacre.errors import ConfigError, FingerprintError, Problem
+from nacre.folders import LOCK, METRICS, PLAN, RUN  # noqa: F401
 from nacre.growth import budget
 from nacre.growth import plan as plans
 from nacre.growth.plan import Plan
-from nacre.train import checkpoint, schema, state
-from nacre.untrusted import parse_json, read_lines
+from nacre.train import checkpoint, state
+from nacre.train.files import read_run as read_record
+from nacre.train.metrics import (  # noqa: F401  what of a run's folder needs no torch
+    NewMetrics,
+    append_metrics,
+    read_metrics,
+    rewind_metrics,
+    sync_metrics,
+)
 
 
 def claim(out: Path, plan: Plan | None, *, resume: bool, overwrite: bool) -> Plan:
@@ -130,11 +134,6 @@ def _first_difference(old: Any, new: Any, path: str = "") -> str:
     return f"{path} was {old!r}, now {new!r}"
 
 
-def read_record(out: Path) -> dict[str, Any]:
-    """Return `run.json`; raise `CheckpointError` if it is damaged."""
-    return checkpoint.read_shaped(out / RUN, schema.Run)
-
-
 def check_parts(out: Path, fingerprints: Mapping[str, Any]) -> None:
     """Refuse to resume on a tokenizer, substrate or corpus that is not the one the run began with.
 
@@ -191,70 +190,3 @@ def start_record(
         },
         "fingerprints": dict(fingerprints),
     }
-
-
-def append_metrics(out: Path, line: Mapping[str, Any]) -> None:
-    """Append one JSON object to `metrics.jsonl`."""
-    with (out / METRICS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def read_metrics(out: Path, kind: type[schema.Step] = schema.Step) -> list[dict[str, Any]]:
-    """Return the lines of `metrics.jsonl` up to the first that is damaged (cut off by a crash).
-
-    Damaged is also a line that is not of the `kind` asked for.
-    """
-    path = out / METRICS
-    if not path.exists():
-        return []
-    lines: list[dict[str, Any]] = []
-    try:
-        for written in read_lines(path):
-            line = parse_json(written)
-            if not schema.fits(line, kind):
-                break
-            lines.append(line)
-    except ValueError:
-        pass
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from None
-    return lines
-
-
-class NewMetrics:
-    """The lines that a running growth writes to `metrics.jsonl`, each given once.
-
-    It reads on from where it stopped, and from the beginning where a resumed run wrote a new file.
-    """
-
-    def __init__(self, out: Path) -> None:
-        self.path, self._file, self._read = out / METRICS, -1, 0
-
-    def read(self) -> list[dict[str, Any]]:
-        """Return the whole lines since the last call."""
-        if not self.path.exists():
-            return []
-        with self.path.open("rb") as file:
-            state = os.fstat(file.fileno())
-            if state.st_ino != self._file or state.st_size < self._read:
-                self._file, self._read = state.st_ino, 0
-            file.seek(self._read)
-            written = file.read()
-        whole = written[: written.rfind(b"\n") + 1]
-        self._read += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
-
-
-def sync_metrics(out: Path) -> None:
-    """Make sure that `metrics.jsonl` has reached the disk: what is saved next counts on it."""
-    with (out / METRICS).open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def rewind_metrics(out: Path, stage: int, step: int) -> None:
-    """Drop the lines that came after a saved state, so that a resumed run writes each once.
-
-    At step 0 nothing of the stage was saved: it begins anew, its first evaluation included.
-    """
-    kept = [m for m in read_metrics(out) if (m["stage"], m["step"]) <= (stage, step or -1)]
-    write_text(out / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
