@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nacre.numbers import count
+from nacre.report.formats import to_markdown
 from nacre.study import charts, page
 from nacre.study.results import by_arm_and_budget
 
@@ -85,7 +86,7 @@ def search(name: str, found: Mapping[str, Any]) -> str:
             }
         )
     head = [f"## {name}", found["study"]["about"].strip(), page.about(found)]
-    return "\n\n".join([*filter(None, head), page.table(rows)])
+    return "\n\n".join([*filter(None, head), to_markdown(rows)])
 
 
 def described(arm: Mapping[str, Any]) -> str:

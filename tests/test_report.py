@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import html
 import json
 import re
+import subprocess
+import sys
 import time
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -24,6 +29,7 @@ from nacre.train import checkpoint
 
 PNG = b"\x89PNG\r\n\x1a\n"
 CHARTS = ["bits-per-byte.png", "loss.png", "resources.png"]
+TABLES = ["ledger.csv", "ledger.tex", "stages.csv", "stages.tex"]
 
 
 def digest(text: str) -> str:
@@ -271,8 +277,32 @@ def test_the_files_of_a_report(
 ) -> None:
     run, index = reported
     assert index == run.path / "report" / "index.html"
-    assert sorted(path.name for path in index.parent.iterdir()) == sorted([*CHARTS, "index.html"])
+    vectors = [name.replace(".png", ".svg") for name in CHARTS]
+    assert {path.name for path in index.parent.iterdir()} == {
+        *CHARTS, *vectors, *TABLES, "index.html",
+    }  # fmt: skip
     assert all((index.parent / name).read_bytes().startswith(PNG) for name in CHARTS)
+    for name in vectors:
+        root = ElementTree.parse(index.parent / name).getroot()
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert not list(root.iter("{http://www.w3.org/2000/svg}text")), "it needs no font"
+
+
+def test_the_tables_beside_the_page(reported: tuple[RunBuilder, Path]) -> None:
+    run, index = reported
+    with (index.parent / "stages.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row, record in zip(rows, run.records, strict=True):
+        assert float(row["bits/byte"]) == record["validation"]["bits_per_byte"]
+        assert int(row["peak memory"]) == record["peak_memory_bytes"]
+        assert int(row["active"]) == record["active_parameters"]
+    with (index.parent / "ledger.csv").open(encoding="utf-8", newline="") as file:
+        ledger = list(csv.DictReader(file))
+    assert [row["fingerprint"] for row in ledger] == [r["fingerprint"] for r in run.records]
+    assert [row["parent"] for row in ledger] == ["", *(r["fingerprint"] for r in run.records[:2])]
+    latex = (index.parent / "stages.tex").read_text(encoding="utf-8").splitlines()
+    cells = list(report.stage_table(run.records)[2].values())
+    assert latex[-3] == " & ".join(cells) + r" \\"
 
 
 def test_the_page_stands_alone(
@@ -475,6 +505,26 @@ def test_sixteen_stages_and_ten_thousand_steps_in_five_seconds(tmp_path: Path) -
     page = read_page(report.write(run.path))
     assert time.process_time() - start < 5
     assert len(page.tables[0]) == 17
+
+
+def test_the_names_of_many_stages_stand_apart(tmp_path: Path) -> None:
+    run = RunBuilder(tmp_path / "run", stages=12, steps=20)
+    for stage in range(1, 13):
+        run.finish(stage)
+    files = report.load_run(run.path)
+    figure = draw_loss(files, files.views(), LIGHT, True)
+    ax = figure.axes[0]
+    figure.draw_without_rendering()
+    named = [text for text in ax.texts if re.search(r"^(depth )?\d+$", text.get_text())]
+    assert [text.get_text() for text in named] == [str(3 * stage) for stage in range(1, 13)]
+    boxes = [text.get_window_extent() for text in named]
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+    assert ax.lines[2].get_marker() == "None", "132 points would touch"
+
+
+def test_a_report_of_a_run_needs_no_torch() -> None:
+    check = "import sys, nacre.report; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", check], check=True)
 
 
 def test_smooth_is_the_mean_of_what_is_near() -> None:

@@ -22,6 +22,7 @@ from nacre.evaluate import results
 from nacre.report import depth, scores
 from nacre.report.canvas import LIGHT, spread
 from nacre.report.depth_charts import draw_panels, draw_runs
+from nacre.report.formats import to_csv
 from nacre.report.grid_charts import draw_differences, draw_heat, draw_rows
 from nacre.report.scores import Model, Scored
 
@@ -198,7 +199,7 @@ def test_experts_stand_in_rows_by_metric() -> None:
 def test_csv_has_every_digit_and_the_settings() -> None:
     value = 0.1 + 0.2
     found = scored(record("copy", value, chance=0.1), bits(2.0, '水, "x"', interval=None))
-    rows = list(csv.DictReader(scores.as_csv(found).splitlines()))
+    rows = list(csv.DictReader(to_csv(scores.long_table(found)).splitlines()))
     assert [row["subset"] for row in rows] == ["", '水, "x"']
     first = rows[0]
     assert (float(first["value"]), float(first["low"])) == (value, value - 0.05)
@@ -339,8 +340,11 @@ def test_a_runs_report_shows_its_scores(run: RunBuilder) -> None:
     index = report.write(run.path)
     page = read_page(index)
     assert {path.name for path in index.parent.iterdir()} == {
-        "index.html", "loss.png", "bits-per-byte.png", "resources.png", "scores.png",
-        "map-mmlu-acc.png", "scores.csv",
+        "index.html",
+        *(f"{chart}.{form}" for form in ("png", "svg") for chart in (
+            "loss", "bits-per-byte", "resources", "scores", "map-mmlu-acc"
+        )),
+        *(f"{name}.{form}" for form in ("csv", "tex") for name in ("stages", "ledger", "scores")),
     }  # fmt: skip
     assert (index.parent / "map-mmlu-acc.png").read_bytes().startswith(PNG)
     assert len(page.loads) == 5 * 4
@@ -356,6 +360,8 @@ def test_a_runs_report_shows_its_scores(run: RunBuilder) -> None:
     ]  # fmt: skip
     rows = list(csv.DictReader((index.parent / "scores.csv").read_text().splitlines()))
     assert len(rows) == 3 * 12
+    latex = (index.parent / "scores.tex").read_text(encoding="utf-8")
+    assert "copy accuracy & 100 & 0.100 & 0.200 [0.150, 0.250] & " in latex
     before = {path.name: path.read_bytes() for path in index.parent.iterdir()}
     report.write(run.path)
     assert {path.name: path.read_bytes() for path in index.parent.iterdir()} == before
@@ -403,8 +409,10 @@ def test_several_runs_are_drawn_beside_each_other(
     index = Path(json.loads(out)["report"])
     page = read_page(index)
     assert {path.name for path in index.parent.iterdir()} == {
-        "index.html", "scores.png", "map-mmlu-acc-runs-one.png", "map-mmlu-acc-elsewhere-one.png",
-        "bits-per-byte.png", "scores.csv",
+        "index.html", "scores.csv", "scores.tex", "runs.csv", "runs.tex",
+        *(f"{chart}.{form}" for form in ("png", "svg") for chart in (
+            "scores", "map-mmlu-acc-runs-one", "map-mmlu-acc-elsewhere-one", "bits-per-byte"
+        )),
     }  # fmt: skip
     assert page.tables[0][0][3:] == [
         f"{name}, depth {blocks}" for name in ("runs/one", "elsewhere/one") for blocks in (3, 6, 9)
@@ -479,6 +487,12 @@ def test_a_report_replaces_nothing_but_a_report(run: RunBuilder, tmp_path: Path)
     with pytest.raises(ConfigError, match=r"figure\.png is a file"):
         report.write(run.path, out=taken / "figure.png")
     assert report.write(run.path, out=tmp_path / "new") == tmp_path / "new" / "index.html"
+    for name in ("thesis.tex", "drawing.svg"):
+        (tmp_path / "new" / name).write_text("dear")
+        with pytest.raises(ConfigError, match=rf"holds what is no report \({name}\)"):
+            report.write(run.path, out=tmp_path / "new")
+        (tmp_path / "new" / name).unlink()
+    assert report.write(run.path, out=tmp_path / "new").exists()
 
 
 # --- compositions ---
@@ -510,7 +524,8 @@ def test_a_composition_stands_beside_its_experts(both: Path) -> None:
     index = report.write(both)
     page = read_page(index)
     assert {path.name for path in index.parent.iterdir()} == {
-        "index.html", "experts.png", "scores.csv",
+        "index.html", "experts.png", "experts.svg", "experts.csv", "experts.tex",
+        "scores.csv", "scores.tex",
     }  # fmt: skip
     assert page.tables[0][0] == ["score", "n", "chance", "en", "ru", "both"]
     assert [row[3][:5] for row in page.tables[0][1:]] == ["2.000", "2.000"]
@@ -531,7 +546,17 @@ def test_a_composition_shows_who_lost_what(both: Path) -> None:
     }
     (both / "composition.json").write_text(json.dumps(record))
     index = report.write(both)
-    assert {path.name for path in index.parent.iterdir()} == {"index.html", "differences.png"}
+    assert {path.name for path in index.parent.iterdir()} == {
+        "index.html", "differences.png", "differences.svg", "differences.csv", "differences.tex",
+        "experts.csv", "experts.tex",
+    }  # fmt: skip
+    with (index.parent / "differences.csv").open(encoding="utf-8", newline="") as file:
+        (found,) = csv.DictReader(file)
+    assert found["count"] == "3"
+    assert (found["difference"], found["difference low"], found["difference high"]) == (
+        "0.1", "0.05", "0.15",
+    )  # fmt: skip
+    assert "+0.100 & +0.050 to +0.150" in (index.parent / "differences.tex").read_text()
     page = read_page(index)
     assert page.tables[0][1] == [
         "all texts", "3", "2.000", "1.900", "3.000", "+0.100", "+0.050 to +0.150",

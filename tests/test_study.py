@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from pathlib import Path
@@ -361,8 +362,19 @@ def test_the_page_is_made_from_the_results_alone(
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
     assert {path.name for path in (tmp_path / "one").iterdir()} == {
-        "README.md", "results.json", "budgets.png", "curves.png",
+        "README.md", "results.json", "budgets.png", "budgets.svg", "curves.png", "curves.svg",
+        "arms.csv", "arms.tex", "equal-cost.csv", "equal-cost.tex", "scores.csv", "scores.tex",
     }  # fmt: skip
+    with (tmp_path / "one" / "arms.csv").open(encoding="utf-8", newline="") as file:
+        arms = {(row["arm"], float(row["budget"])): row for row in csv.DictReader(file)}
+    for run in found["runs"]:  # of one seed: its numbers are the means
+        row = arms[run["arm"], run["budget"]]
+        assert float(row["bits per byte"]) == pytest.approx(run["bits_per_byte"], rel=1e-12)
+        assert float(row["seconds"]) == pytest.approx(run["seconds"], rel=1e-12)
+    with (tmp_path / "one" / "equal-cost.csv").open(encoding="utf-8", newline="") as file:
+        ratios = {(row["arm"], float(row["budget"])): row for row in csv.DictReader(file)}
+    for pair in (each for each in found["comparisons"] if each["at"] == "tokens"):
+        assert float(ratios[pair["arm"], pair["budget"]]["equal tokens"]) == pair["mean"]
 
 
 def test_between_two_budgets_a_curve_is_straight_in_logarithms() -> None:

@@ -149,7 +149,7 @@ def report(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a report (again): plots as PNG and one self-contained HTML page.
+    """Write a report (again): one self-contained page; beside it plots and tables for papers.
 
     nacre report runs/novels
 

@@ -17,7 +17,7 @@ from nacre.play.grow import begin, stops
 from nacre.play.markup import details, quoted, token, tokens
 from nacre.play.models import Mixtures
 from nacre.play.sampling import draw
-from nacre.report.html import table
+from nacre.report.formats import to_html
 
 COLORS = 8  # of experts that can be told apart; used again where there are more
 
@@ -152,7 +152,7 @@ def posterior(traced: Traced) -> str:
         | {name: f"{share:.0%}" for name, share in zip(traced.names, shares, strict=True)}
         for at, shares in points
     ]
-    return chart + details("Every token as a table", table(rows))
+    return chart + details("Every token as a table", to_html(rows))
 
 
 def experts(mixtures: Mixtures, names: Sequence[str]) -> str:
@@ -172,7 +172,7 @@ def experts(mixtures: Mixtures, names: Sequence[str]) -> str:
         f'<p class="note">{html.escape(f"{name} cannot join: {why}")}</p>'
         for name, why in mixtures.left_out.items()
     )
-    return table(rows, code=("folder",)) + left_out
+    return to_html(rows, code=("folder",)) + left_out
 
 
 def _from_here(path: Path) -> str:

@@ -22,7 +22,8 @@ from nacre.models.mixing import log_likelihood
 from nacre.play.markup import LONGEST_TEXT, details, quoted, token, tokens
 from nacre.play.models import Depths
 from nacre.play.sampling import draw
-from nacre.report.html import table, tiles
+from nacre.report.formats import to_html
+from nacre.report.html import tiles
 
 View = Literal["first", "second", "difference"]
 
@@ -229,7 +230,7 @@ def painted(
         _figures(text, first, second, depths)
         + _scale(view, chance, depths)
         + tokens(spans, label)
-        + details("Every token as a table", table(rows))
+        + details("Every token as a table", to_html(rows))
     )
 
 

@@ -16,7 +16,8 @@ from nacre.play.markup import details, empty, notice, waiting
 from nacre.report import page
 from nacre.report.charts import smooth, tick
 from nacre.report.files import RunFiles, StageView, load_run
-from nacre.report.html import pairs, table, tiles
+from nacre.report.formats import to_html
+from nacre.report.html import pairs, tiles
 from nacre.report.tables import ledger_table, stage_table
 from nacre.train import verify
 
@@ -54,10 +55,10 @@ def show(run: Path) -> str:
             tiles(figures(files, views)),
             loss_chart(files, views),
             speed_chart(files, views),
-            f"<h2>Stages</h2>{table(stage_table(files.records), empty=none)}",
+            f"<h2>Stages</h2>{to_html(stage_table(files.records), empty=none)}",
             f'<p class="note">{html.escape(page.memory_note(files))}</p>',
             f"<h2>Ledger</h2><p>{html.escape(page.chain(files))}</p>",
-            table(ledger_table(files.records), ("parent", "fingerprint"), empty=none),
+            to_html(ledger_table(files.records), ("parent", "fingerprint"), empty=none),
             details("Plan", f"<pre tabindex='0'>{html.escape(files.plan_text.strip())}</pre>"),
             details("Versions and machine", pairs(page.flat(_facts(files)))),
         ]

@@ -15,7 +15,8 @@ from nacre.folders import RESULTS
 from nacre.play.chart import Interval, draw_intervals
 from nacre.play.markup import details, notice, waiting
 from nacre.report.canvas import LIGHT, Theme
-from nacre.report.html import figure, render, table
+from nacre.report.formats import to_html
+from nacre.report.html import figure, render
 from nacre.study.charts import CHARTS, arm_numbers
 from nacre.study.page import about, arm_rows, comparison_rows, crossing, score_rows
 from nacre.train import checkpoint
@@ -40,7 +41,7 @@ def show(folder: Path) -> Iterator[str]:
             f'<p class="summary">{html.escape(found["study"]["about"] or "")}</p>'
             f'<p class="note">{html.escape(about(found))}</p>{verdicts(found)}{ratios(found)}'
         )
-        tables = f"<h2>Arms</h2>{table(arm_rows(found['runs']))}{_tables(found)}"
+        tables = f"<h2>Arms</h2>{to_html(arm_rows(found['runs']))}{_tables(found)}"
         yield head + waiting("Drawing the charts…") + tables
         yield head + "".join(_charts(found)) + tables
     except CheckpointError as error:
@@ -124,7 +125,7 @@ def _tables(found: Mapping[str, Any]) -> str:
     parts = ""
     if found["comparisons"]:
         baseline = found["study"]["baseline"]
-        rows = table(comparison_rows(found["comparisons"]))
+        rows = to_html(comparison_rows(found["comparisons"]))
         parts += f"<h2>Against {html.escape(baseline)}, at equal cost</h2>{rows}"
     scores = score_rows(found["runs"])
-    return parts + (f"<h2>Scores by depth</h2>{table(scores)}" if scores else "")
+    return parts + (f"<h2>Scores by depth</h2>{to_html(scores)}" if scores else "")

@@ -62,7 +62,13 @@ def _taken(target: Path) -> str:
     if not target.is_dir():
         return f"{target} is a file"
     names = sorted(path.name for path in target.iterdir())
-    strange = [name for name in names if Path(name).suffix not in (".html", ".png", ".csv")]
+    beside = {".svg": ".png", ".tex": ".csv"}  # a report has no SVG or LaTeX without the other form
+    strange = [
+        name
+        for name in names
+        if (end := Path(name).suffix) not in (".html", ".png", ".csv")
+        and str(Path(name).with_suffix(beside.get(end, ".none"))) not in names
+    ]
     if strange or (names and "index.html" not in names):
         return f"{target} holds what is no report ({(strange or names)[0]})"
     return ""

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from nacre.numbers import count, size
-from nacre.report.canvas import Theme, canvas, halo, inches, round_ticks, subtitle
+from nacre.report.canvas import LETTER, Theme, canvas, halo, inches, round_ticks, subtitle
 from nacre.report.files import RunFiles, Series, StageView
 
 
@@ -30,6 +30,9 @@ def draw_loss(files: RunFiles, views: Sequence[StageView], theme: Theme, wide: b
         bold = " (bold)" if wide else ""
         about += f"; {thin}mean of {window // 2 * 2 + 1} steps{bold}"
     subtitle(figure, theme, about)
+    points = sum(len(view.held_out) for view in views)
+    apart = inches(ax)[0] / max(points, 1) > 0.1
+    marker: dict[str, Any] = {"marker": "o", "markersize": 3.2} if apart else {}
     later: list[float] = []
     ends: dict[str, float] = {}
     for index, view in enumerate(views):
@@ -46,7 +49,6 @@ def draw_loss(files: RunFiles, views: Sequence[StageView], theme: Theme, wide: b
             ends["training"] = mean[-1]
         if len(view.held_out):
             tokens, loss = view.held_out.T[:2]
-            marker = {"marker": "o", "markersize": 3.2} if len(tokens) < 40 else {}
             ax.plot(tokens, loss, color=theme.held_out, linewidth=1.7, zorder=4, **marker)
             later += [*loss[tokens > total / 20], loss[-1]]
             ends["held-out"] = loss[-1]
@@ -87,12 +89,13 @@ def _stage_labels(ax: Axes, views: Sequence[StageView], total: int, theme: Theme
     across = inches(ax)[0]
     widths = [(view.end - view.start) / total * across for view in views]
     room = min((width for width in widths if width > 0.16), default=across)
+    spelled = room > 1.15 * LETTER * (len(f"depth {views[-1].depth}") + 2)
     for view, width in zip(views, widths, strict=True):
         if width <= 0.16 and len(views) > 1:
             continue
         place = (view.start + view.end) / 2 if width > 0.16 else total / 2
         name = "?" if view.depth is None else str(view.depth)
-        name = f"depth {name}" if room > 0.6 else name
+        name = f"depth {name}" if spelled else name
         notes = ["LoRA"] if view.lora and room > 0.35 else []
         notes += ["running"] if not view.finished and room > 0.5 else []
         ax.annotate(
@@ -104,7 +107,7 @@ def _stage_labels(ax: Axes, views: Sequence[StageView], total: int, theme: Theme
             ", ".join(notes), (place, 1), xycoords=("data", "axes fraction"), xytext=(0, 3),
             textcoords="offset points", ha="center", va="bottom", size=8, color=theme.muted,
         )  # fmt: skip
-    if room <= 0.6:
+    if not spelled:
         ax.annotate(
             "depth", (0, 1), xycoords="axes fraction", xytext=(-7, 15), ha="right", va="bottom",
             textcoords="offset points", size=9, weight="bold", color=theme.ink,

@@ -9,14 +9,13 @@ from pathlib import Path
 
 from nacre.errors import CheckpointError, ConfigError, Problem
 from nacre.evaluate import results
-from nacre.numbers import count
-from nacre.report import depth, scores, section
+from nacre.report import depth, formats, scores, section
 from nacre.report.canvas import MARKERS
 from nacre.report.depth_charts import draw_runs
 from nacre.report.files import RunFiles, load_run
-from nacre.report.html import document, picture, render, table, write_folder
+from nacre.report.html import document, picture, render, write_folder
 from nacre.report.scores import Scored
-from nacre.report.tables import short_name
+from nacre.report.tables import number, short_name, shortened
 
 
 def write(runs: Sequence[Path], out: Path) -> Path:
@@ -61,10 +60,11 @@ def write(runs: Sequence[Path], out: Path) -> Path:
         scores=part.html,
         loss=picture(loss),
         held_out=_held_out(files),
-        runs=table(_rows(files)),
+        runs=formats.to_html(_rows(files)),
         nacre=html.escape(str(next(iter(files.values())).run["versions"].get("nacre", ""))),
     )
-    return write_folder(out, text, [*part.pictures, loss], part.files)
+    tables = formats.files("runs", _rows(files))
+    return write_folder(out, text, [*part.pictures, loss], {**tables, **part.files})
 
 
 def _without_scores(folder: Path) -> str:
@@ -98,12 +98,12 @@ def _rows(files: Mapping[str, RunFiles]) -> list[dict[str, str]]:
     return [
         {
             "run": name,
-            "stages": str(len(each.records)),
-            "depth": str(each.records[-1]["depth"]),
-            "parameters": count(each.records[-1]["total_parameters"]),
-            "active": count(max(record["active_parameters"] for record in each.records)),
-            "tokens": count(sum(record["tokens"] for record in each.records)),
-            "bits/byte": f"{each.records[-1]['validation']['bits_per_byte']:.4f}",
+            "stages": number(len(each.records)),
+            "depth": number(each.records[-1]["depth"]),
+            "parameters": shortened(each.records[-1]["total_parameters"]),
+            "active": shortened(max(record["active_parameters"] for record in each.records)),
+            "tokens": shortened(sum(record["tokens"] for record in each.records)),
+            "bits/byte": number(each.records[-1]["validation"]["bits_per_byte"], ".4f"),
         }
         for name, each in files.items()
     ]

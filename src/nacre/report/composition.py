@@ -12,11 +12,13 @@ from nacre import composition
 from nacre.composition import card
 from nacre.errors import CheckpointError
 from nacre.evaluate import results
-from nacre.report import scores, section
+from nacre.report import formats, scores, section
+from nacre.report.formats import Cell
 from nacre.report.grid_charts import draw_differences
-from nacre.report.html import Picture, document, figure, render, table, write_folder
+from nacre.report.html import Picture, document, figure, render, write_folder
 from nacre.report.scores import Model
 from nacre.report.section import Section
+from nacre.report.tables import number
 
 
 def write(folder: Path, out: Path | None = None) -> Path:
@@ -53,11 +55,11 @@ def write(folder: Path, out: Path | None = None) -> Path:
         summary=html.escape(" · ".join(composition.summary(record))),
         scores=part.html,
         lost=lost.html,
-        experts=table(_experts(record)),
+        experts=formats.to_html(_experts(record)),
     )
-    return write_folder(
-        out or folder / "report", text, [*part.pictures, *lost.pictures], part.files
-    )
+    tables = {**formats.files("experts", _experts(record)), **lost.files, **part.files}
+    pictures = [*part.pictures, *lost.pictures]
+    return write_folder(out or folder / "report", text, pictures, tables)
 
 
 def _name(folder: Path, experts: list[Model]) -> str:
@@ -70,10 +72,9 @@ def _lost(report: Mapping[str, Any] | None) -> Section:
     """Return what `nacre compose --report` found: differences, the table, a sentence a row."""
     if not report:
         return Section()
-    heads, *rows = card.report_cells(report)
+    rows = _differences(report)
     said = "; ".join(card.verdicts(report))
     drawn: Picture = render("differences", partial(draw_differences, report), f"{said}.")
-    cells = table([dict(zip(heads, row, strict=True)) for row in rows])
     items = "".join(f"<li>{html.escape(line)}</li>" for line in card.verdicts(report))
     context, stride = report["settings"]["context"], report["settings"]["stride"]
     note = (
@@ -81,8 +82,27 @@ def _lost(report: Mapping[str, Any] | None) -> Section:
         "difference is to the best expert of the row, its interval a paired bootstrap over "
         "documents."
     )
-    text = f"<h2>Who lost what</h2>\n{figure(drawn)}\n{cells}\n<ul>{items}</ul>"
-    return Section(f'{text}\n<p class="note">{note}</p>', [drawn])
+    text = f"<h2>Who lost what</h2>\n{figure(drawn)}\n{formats.to_html(rows)}\n<ul>{items}</ul>"
+    return Section(
+        f'{text}\n<p class="note">{note}</p>', [drawn], formats.files("differences", rows)
+    )
+
+
+def _differences(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return the table of the composition's card, its numbers with every digit."""
+    heads, *rows = card.report_cells(report)
+    found: list[dict[str, str]] = []
+    for cells, row in zip(rows, report["rows"], strict=True):
+        texts, *numbers, difference, interval = cells
+        values = (row["documents"], row["composition"], *row["experts"].values())
+        exact = [
+            texts,
+            *(Cell(text, value) for text, value in zip(numbers, values, strict=True)),
+            Cell(difference, row["difference"], row["interval"]),
+            interval,
+        ]
+        found.append(dict(zip(heads, exact, strict=True)))
+    return found
 
 
 def _experts(record: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -90,9 +110,9 @@ def _experts(record: Mapping[str, Any]) -> list[dict[str, str]]:
         {
             "expert": expert["name"],
             "family": expert["family"],
-            "blocks": str(expert["depth"]),
-            "width": str(expert["width"]),
-            "parameters": f"{expert['parameters']:,}",
+            "blocks": number(expert["depth"]),
+            "width": number(expert["width"]),
+            "parameters": number(expert["parameters"], ","),
         }
         for expert in record["experts"]
     ]

@@ -1,4 +1,4 @@
-"""What every page of a report is made of: pictures for any screen, tables, the page around them."""
+"""What every page of a report is made of: pictures for any screen, the page around them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from nacre.errors import CheckpointError
@@ -21,23 +22,37 @@ from nacre.train.files import new_folder
 
 @dataclass(frozen=True)
 class Picture:
-    """A chart as PNG for light and dark, wide and narrow screens, and what it shows in words."""
+    """A chart as PNG for light and dark, wide and narrow screens, and what it shows in words.
+
+    `paper` is the one that is light and wide, for SVG.
+    """
 
     name: str
     images: Mapping[tuple[Theme, bool], bytes]
     text: str
+    paper: Figure
 
 
 def render(name: str, draw: Callable[[Theme, bool], Figure], text: str) -> Picture:
     """Draw a chart for every kind of screen."""
     kinds = [(theme, wide) for theme in (LIGHT, DARK) for wide in (True, False)]
-    return Picture(name, {kind: png(draw(*kind)) for kind in kinds}, text)
+    figures = {kind: draw(*kind) for kind in kinds}
+    images = {kind: png(figure) for kind, figure in figures.items()}
+    return Picture(name, images, text, figures[LIGHT, True])
 
 
 def png(figure: Figure) -> bytes:
     """Render a figure; nothing in the bytes depends on the time or the version of a library."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def svg(figure: Figure) -> bytes:
+    """Render a figure as SVG, its text as outlines: it needs no font. The bytes are as of `png`."""
+    buffer = io.BytesIO()
+    with rc_context({"svg.hashsalt": "nacre"}):
+        figure.savefig(buffer, format="svg", metadata={"Creator": None, "Date": None})
     return buffer.getvalue()
 
 
@@ -64,28 +79,6 @@ def figure(drawn: Picture, caption: str = "") -> str:
     """Return a picture with a caption, which is HTML."""
     below = f"\n<figcaption>{caption}</figcaption>" if caption else ""
     return f"<figure>{picture(drawn)}{below}</figure>"
-
-
-def table(rows: Sequence[Mapping[str, str]], code: Sequence[str] = (), empty: str = "") -> str:
-    """Return a table that scrolls sideways on a narrow screen, or a line where it is empty."""
-    if not rows:
-        return f"<p>{empty}</p>"
-    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in rows[0])
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f"<td><code>{html.escape(cell)}</code></td>"
-            if name in code
-            else f"<td>{html.escape(cell)}</td>"
-            for name, cell in row.items()
-        )
-        + "</tr>"
-        for row in rows
-    )
-    return (
-        '<div class="scroll" tabindex="0"><table>'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
 
 
 def tiles(figures: Mapping[str, str]) -> str:
@@ -121,12 +114,14 @@ def write_folder(
 ) -> Path:
     """Write a report anew, as a whole or not at all, and return its `index.html`.
 
-    `others` are further files, by name. Raises CheckpointError if the folder cannot be written.
+    Beside it stand the pictures as PNG and SVG; `others` are further files, by name. Raises
+    CheckpointError if the folder cannot be written.
     """
     try:
         with new_folder(target) as partial:
             for drawn in pictures:
                 (partial / f"{drawn.name}.png").write_bytes(drawn.images[LIGHT, True])
+                (partial / f"{drawn.name}.svg").write_bytes(svg(drawn.paper))
             for name, text in others.items():
                 (partial / name).write_text(text, encoding="utf-8")
             (partial / "index.html").write_text(page, encoding="utf-8")

@@ -11,19 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from nacre.numbers import count, size
-from nacre.report import section
+from nacre.report import formats, section
 from nacre.report.charts import CHARTS
 from nacre.report.files import RunFiles, StageView, load_run
-from nacre.report.html import document, pairs, picture, render, table, tiles, write_folder
+from nacre.report.formats import to_html
+from nacre.report.html import document, pairs, picture, render, tiles, write_folder
 from nacre.report.tables import ledger_table, stage_table
 
 
 def write(run: str | Path, out: Path | None = None) -> Path:
     """Write a run's report to `out`, or `RUN/report/`, and return its `index.html`.
 
-    Beside the page stand `loss.png`, `bits-per-byte.png` and `resources.png` and, where the run has
-    scores of `nacre eval`, their charts and `scores.csv`. Raises CheckpointError as `load_run`
-    does, for damaged records, and if the folder cannot be written.
+    Beside the page stand the charts `loss`, `bits-per-byte` and `resources` and those of the scores
+    that `nacre eval` kept, as PNG and SVG, and the tables `stages`, `ledger` and `scores`, as CSV
+    and LaTeX. Raises CheckpointError as `load_run` does, for damaged records, and if the folder
+    cannot be written.
     """
     files = load_run(run)
     scores = section.of_run(files)
@@ -34,7 +36,9 @@ def write(run: str | Path, out: Path | None = None) -> Path:
     }
     text = page(files, views, {name: picture(chart) for name, chart in drawn.items()}, scores.html)
     pictures = [*drawn.values(), *scores.pictures]
-    return write_folder(out or files.path / "report", text, pictures, scores.files)
+    tables = formats.files("stages", stage_table(files.records))
+    tables |= formats.files("ledger", ledger_table(files.records))
+    return write_folder(out or files.path / "report", text, pictures, {**tables, **scores.files})
 
 
 def describe(name: str, files: RunFiles, views: Sequence[StageView]) -> str:
@@ -75,8 +79,8 @@ def page(
         resources=pictures["resources"],
         memory=memory_note(files),
         scores=scores,
-        stages=table(stage_table(files.records), empty=none),
-        ledger=table(ledger, code=("parent", "fingerprint"), empty=none),
+        stages=to_html(stage_table(files.records), empty=none),
+        ledger=to_html(ledger, code=("parent", "fingerprint"), empty=none),
         chain=html.escape(chain(files)),
         plan=html.escape(files.plan_text.strip()),
         versions=pairs(run["versions"]),

@@ -6,8 +6,6 @@ variant can be compared.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nacre.evaluate import results
+from nacre.report.formats import Cell
 
 FEW = 8
 """Scores that one chart shows as lines; more of them are a heat map."""
@@ -195,33 +194,25 @@ def table(found: Sequence[Scored], column: Callable[[Model], str]) -> list[dict[
         parts = (record["task"], details[scored.variant], record["subset"])
         name = " ".join([*filter(None, parts), record["metric"].replace("_", " ")])
         chance = "" if record["chance"] is None else number(record["chance"])
-        head = {"score": name, "n": f"{record['n']:,}", "chance": chance}
-        row = rows.setdefault(_what(scored), head | dict.fromkeys(columns, ""))
-        low_high = "" if record["interval"] is None else " [{}, {}]".format(
-            *map(number, record["interval"])
-        )  # fmt: skip
-        row[column(scored.model)] = number(record["value"]) + low_high
+        head = {"score": name, "n": Cell(f"{record['n']:,}", record["n"])}
+        head |= {"chance": Cell(chance, record["chance"])} | dict.fromkeys(columns, Cell("", None))
+        row = rows.setdefault(_what(scored), head)
+        text, interval = number(record["value"]), record["interval"]
+        if interval is not None:
+            text += " [{}, {}]".format(*map(number, interval))
+        row[column(scored.model)] = Cell(text, record["value"], interval)
     return list(rows.values())
 
 
-def as_csv(found: Sequence[Scored]) -> str:
-    """Return scores as CSV, one a line, with every digit."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    given = ("task", "subset", "metric", "value")
-    after = ("n", "chance", "corrected", "version")
-    writer.writerow(["model", "stage", "depth", *given, "low", "high", *after, "settings"])
+def long_table(found: Sequence[Scored]) -> list[dict[str, Any]]:
+    """Return one row a score of a model, values as they are, with settings as JSON: for CSV."""
+    before, after = ("task", "subset", "metric", "value"), ("n", "chance", "corrected", "version")
+    rows: list[dict[str, Any]] = []
     for scored in found:
         model, record = scored.model, scored.record
-        writer.writerow(
-            [
-                model.name,
-                model.stage,
-                model.depth,
-                *(record[key] for key in given),
-                *(record["interval"] or (None, None)),
-                *(record[key] for key in after),
-                json.dumps(record["settings"], sort_keys=True),
-            ]
-        )
-    return text.getvalue()
+        low, high = record["interval"] or (None, None)
+        row = {"model": model.name, "stage": model.stage, "depth": model.depth}
+        row |= {key: record[key] for key in before} | {"low": low, "high": high}
+        row |= {key: record[key] for key in after}
+        rows.append(row | {"settings": json.dumps(record["settings"], sort_keys=True)})
+    return rows

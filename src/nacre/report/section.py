@@ -1,4 +1,4 @@
-"""The scores in a page: their charts with words for them, their table, and the CSV beside it."""
+"""The scores in a page: their charts with words for them, their table, the files beside it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from functools import partial
 import numpy as np
 
 from nacre.evaluate import results
-from nacre.report import depth, scores
+from nacre.report import depth, formats, scores
 from nacre.report.depth import Grid, Panel
 from nacre.report.depth_charts import draw_panels
 from nacre.report.files import RunFiles
 from nacre.report.grid_charts import draw_heat, draw_rows
-from nacre.report.html import Picture, figure, render, table
+from nacre.report.html import Picture, figure, render
 from nacre.report.scores import Group, Model, Scored, number
 
-CSV = "scores.csv"
+CSV, LATEX = "scores.csv", "scores.tex"
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,15 @@ def _section(
 ) -> Section:
     if not found:
         return Section()
-    rows = table(scores.table(found, column))
+    rows = scores.table(found, column)
     html = f"""<h2>{title}</h2>
 {"".join(map(figure, pictures))}
 <details>
 <summary>All scores</summary>
-<div class="scores">{rows}</div>
+<div class="scores">{formats.to_html(rows)}</div>
 <p class="note">In brackets the 95% interval, a bootstrap over examples or documents.
-<code>{CSV}</code> beside this page has every digit and the settings.</p>
+<code>{CSV}</code> beside this page has every digit and the settings,
+<code>{LATEX}</code> this table for LaTeX.</p>
 </details>"""
-    return Section(html, pictures, {CSV: scores.as_csv(found)})
+    beside = {CSV: formats.to_csv(scores.long_table(found)), LATEX: formats.to_latex(rows)}
+    return Section(html, pictures, beside)

@@ -1,4 +1,4 @@
-"""The tables of a report, as plain text cells: a terminal and the page show the same ones."""
+"""The tables of a report: a terminal, the page and the files beside it show the same ones."""
 
 from __future__ import annotations
 
@@ -8,25 +8,41 @@ from pathlib import Path
 from typing import Any
 
 from nacre.numbers import count, size
+from nacre.report.formats import Cell
 
 
 def stage_table(records: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Return one row a finished stage, column title to text; terminal and page show the same."""
+    """Return one row a finished stage, column title to cell; terminal and page show the same."""
     return [
         {
-            "stage": str(record["stage"]),
-            "depth": str(record["depth"]),
-            "active": count(record["active_parameters"]),
-            "total": count(record["total_parameters"]),
-            "tokens": count(record["tokens"]),
-            "bits/byte": f"{record['validation']['bits_per_byte']:.4f}",
-            "perplexity": f"{record['validation']['perplexity']:,.2f}",
-            "tokens/s": f"{record['tokens_per_second']:,.0f}",
-            "peak memory": size(record["peak_memory_bytes"]),
-            "seconds": f"{record['seconds']:,.1f}",
+            "stage": number(record["stage"]),
+            "depth": number(record["depth"]),
+            "active": shortened(record["active_parameters"]),
+            "total": shortened(record["total_parameters"]),
+            "tokens": shortened(record["tokens"]),
+            "bits/byte": number(record["validation"]["bits_per_byte"], ".4f"),
+            "perplexity": number(record["validation"]["perplexity"], ",.2f"),
+            "tokens/s": number(record["tokens_per_second"], ",.0f"),
+            "peak memory": memory(record["peak_memory_bytes"]),
+            "seconds": number(record["seconds"], ",.1f"),
         }
         for record in records
     ]
+
+
+def number(value: float, form: str = "") -> Cell:
+    """Return a number as a cell, written in a form of `format`."""
+    return Cell(f"{value:{form}}", value)
+
+
+def shortened(value: float) -> Cell:
+    """Return a count as a cell: 32.9K."""
+    return Cell(count(value), value)
+
+
+def memory(value: float) -> Cell:
+    """Return bytes as a cell: 812 MB."""
+    return Cell(size(value), value)
 
 
 def ledger_table(records: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -44,7 +60,7 @@ def ledger_table(records: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
         if reopened != "crown":
             trained.append("all blocks" if reopened == "all" else f"blocks {reopened}")
         lora = record["lora"]
-        merge = "–"
+        merge: str = Cell("–", None)
         if lora:
             trained.append(f"LoRA rank {lora['rank']}")
             certificate = lora["merge"]
@@ -53,27 +69,32 @@ def ledger_table(records: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
                 f"{certificate['largest_logit_difference']:.1e}, "
                 f"loss {certificate['loss_difference']:+.1e}"
             )
-        same, parent = "–", (record["parent"] or "nothing")[:12]
+        same: str
+        same, parent = Cell("–", None), _hash(record["parent"])
         if below is not None:
             known = below["frozen"] | below["weights"]
             kept = sum(known.get(name) == value for name, value in record["frozen"].items())
             same = f"{kept} of {len(record['frozen'])}"
             if record["parent"] != below["fingerprint"]:
-                parent += " (not the stage below)"
+                parent = Cell(f"{parent} (not the stage below)", parent.value)
         rows.append(
             {
-                "stage": str(record["stage"]),
+                "stage": number(record["stage"]),
                 "trained": " + ".join(trained).replace("1 new blocks", "1 new block")
                 or "norm and head",
-                "trainable tensors": f"{len(record['trainable']):,}",
-                "frozen tensors": f"{len(record['frozen']):,}",
+                "trainable tensors": number(len(record["trainable"]), ","),
+                "frozen tensors": number(len(record["frozen"]), ","),
                 "as below": same,
                 "LoRA merge": merge,
                 "parent": parent,
-                "fingerprint": record["fingerprint"][:12],
+                "fingerprint": _hash(record["fingerprint"]),
             }
         )
     return rows
+
+
+def _hash(value: str | None) -> Cell:
+    return Cell("nothing" if value is None else value[:12], value)
 
 
 def short_name(folder: str, folders: Sequence[str]) -> str:

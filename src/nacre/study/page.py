@@ -9,7 +9,10 @@ from typing import Any
 
 from nacre.atomic import write_text
 from nacre.folders import RESULTS
-from nacre.numbers import count, size
+from nacre.report import formats
+from nacre.report.formats import Cell, to_markdown
+from nacre.report.html import png, svg
+from nacre.report.tables import memory, number, shortened
 from nacre.study.charts import CHARTS
 from nacre.study.results import by_arm_and_budget
 from nacre.train import checkpoint
@@ -21,8 +24,9 @@ Row = dict[str, str]
 def write(found: Mapping[str, Any], out: str | Path) -> Path:
     """Write what `read_results` returned into the folder `out`: `results.json`, charts, a page.
 
-    Returns the page, Markdown that shows the charts beside it. The same results give the same
-    files, byte for byte.
+    Returns the page, Markdown that shows the charts beside it; they stand there as PNG and SVG, the
+    tables `arms`, `equal-cost` and `scores` as CSV and LaTeX. The same results give the same files,
+    byte for byte.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -31,8 +35,12 @@ def write(found: Mapping[str, Any], out: str | Path) -> Path:
     for name, (draw, alt) in CHARTS.items():
         figure = draw(found)
         if figure is not None:
-            figure.savefig(out / f"{name}.png", metadata={"Software": None})
+            (out / f"{name}.png").write_bytes(png(figure))
+            (out / f"{name}.svg").write_bytes(svg(figure))
             pictures.append(f"![{alt}]({name}.png)")
+    for name, rows in tables(found).items():
+        for file, text in formats.files(name, rows).items():
+            (out / file).write_text(text, encoding="utf-8")
     parts = [f"# {found['study']['name']}", found["study"]["about"], about(found)]
     text = "\n\n".join(filter(None, [*parts, *sections(found), *pictures]))
     write_text(out / PAGE, text + "\n")
@@ -58,15 +66,24 @@ def about(found: Mapping[str, Any]) -> str:
 
 def sections(found: Mapping[str, Any]) -> list[str]:
     """Return the tables and the verdicts of a study as Markdown."""
-    parts = [table(arm_rows(found["runs"]))]
-    if found["comparisons"]:
+    arms, compared, scored = tables(found).values()
+    parts = [to_markdown(arms)]
+    if compared:
         parts += [f"Against {found['study']['baseline']}, bits per byte at equal cost:"]
-        parts += [table(comparison_rows(found["comparisons"]))]
-    scored = score_rows(found["runs"])
-    parts += [table(scored)] if scored else []
+        parts += [to_markdown(compared)]
+    parts += [to_markdown(scored)] if scored else []
     said = [claim["sentence"] for claim in found["claims"]]
     said += [crossing(each) for each in found["crossings"] if each["below"]]
     return [*parts, "\n".join(f"- {sentence}" for sentence in said)]
+
+
+def tables(found: Mapping[str, Any]) -> dict[str, list[Row]]:
+    """Return the tables of a study by the names of their files; some may be empty."""
+    return {
+        "arms": arm_rows(found["runs"]),
+        "equal-cost": comparison_rows(found["comparisons"]),
+        "scores": score_rows(found["runs"]),
+    }
 
 
 def crossing(found: Mapping[str, Any]) -> str:
@@ -91,14 +108,14 @@ def arm_rows(runs: Sequence[Mapping[str, Any]]) -> list[Row]:
     return [
         {
             "arm": arm,
-            "budget": f"x{budget:g}",
-            "seeds": str(len(group)),
-            "tokens": count(fmean(run["tokens"] for run in group)),
-            "FLOPs": f"{fmean(run['flops'] for run in group):.2e}",
-            "seconds": f"{fmean(run['seconds'] for run in group):,.0f}",
-            "peak memory": size(fmean(run["peak_memory_bytes"] for run in group)),
-            "active": count(group[0]["active_parameters"]),
-            "total": count(group[0]["total_parameters"]),
+            "budget": _budget(budget),
+            "seeds": number(len(group)),
+            "tokens": shortened(fmean(run["tokens"] for run in group)),
+            "FLOPs": number(fmean(run["flops"] for run in group), ".2e"),
+            "seconds": number(fmean(run["seconds"] for run in group), ",.0f"),
+            "peak memory": memory(fmean(run["peak_memory_bytes"] for run in group)),
+            "active": shortened(group[0]["active_parameters"]),
+            "total": shortened(group[0]["total_parameters"]),
             "bits per byte": spread([run["bits_per_byte"] for run in group]),
         }
         for (arm, budget), group in by_arm_and_budget(runs).items()
@@ -110,12 +127,11 @@ def comparison_rows(comparisons: Iterable[Mapping[str, Any]]) -> list[Row]:
     rows: dict[tuple[str, float], Row] = {}
     titles = {"tokens": "equal tokens", "flops": "equal FLOPs", "seconds": "equal wall-clock"}
     for each in comparisons:
-        row = rows.setdefault(
-            (each["arm"], each["budget"]),
-            {"arm": each["arm"], "budget": f"x{each['budget']:g}"}
-            | dict.fromkeys(titles.values(), "–"),
-        )
-        row[titles[each["at"]]] = ratio(each)
+        key = each["arm"], each["budget"]
+        if key not in rows:
+            rows[key] = {"arm": each["arm"], "budget": _budget(each["budget"])}
+            rows[key] |= dict.fromkeys(titles.values(), Cell("–", None))
+        rows[key][titles[each["at"]]] = ratio(each)
     return list(rows.values())
 
 
@@ -133,31 +149,31 @@ def score_rows(runs: Sequence[Mapping[str, Any]]) -> list[Row]:
     rows: list[Row] = []
     for (arm, budget, task, metric), by_depth in values.items():
         guess = chance[task, metric]
-        row = {"arm": arm, "budget": f"x{budget:g}", "task": task, "metric": metric}
+        row: Row = {"arm": arm, "budget": _budget(budget), "task": task, "metric": metric}
         row |= {f"depth {d}": spread(by_depth.get(d, [])) for d in depths}
-        rows.append(row | {"chance": "–" if guess is None else f"{guess:.3g}"})
+        known = Cell("–", None) if guess is None else number(guess, ".3g")
+        rows.append(row | {"chance": known})
     return rows
 
 
-def ratio(compared: Mapping[str, Any]) -> str:
+def ratio(compared: Mapping[str, Any]) -> Cell:
     """Return a ratio with its interval over seeds, `0.970x (0.962 to 0.978)`."""
-    if compared["interval"] is None:
-        return f"{compared['mean']:.3f}x"
-    low, high = compared["interval"]
-    return f"{compared['mean']:.3f}x ({low:.3f} to {high:.3f})"
+    text, interval = f"{compared['mean']:.3f}x", compared["interval"]
+    if interval is not None:
+        text += f" ({interval[0]:.3f} to {interval[1]:.3f})"
+    return Cell(text, compared["mean"], interval)
 
 
-def spread(values: Sequence[float | None]) -> str:
+def spread(values: Sequence[float | None]) -> Cell:
     """Return the mean of what was measured and, of several, the lowest and the highest."""
     known = [value for value in values if value is not None]
     if not known:
-        return "–"
-    text = f"{fmean(known):.4f}"
-    return text if len(known) == 1 else f"{text} ({min(known):.4f} to {max(known):.4f})"
+        return Cell("–", None)
+    mean, low, high = fmean(known), min(known), max(known)
+    if len(known) == 1:
+        return number(mean, ".4f")
+    return Cell(f"{mean:.4f} ({low:.4f} to {high:.4f})", mean, (low, high))
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Return rows of equal columns as a Markdown table."""
-    head = list(rows[0])
-    lines = [head, ["---"] * len(head), *([row[name] for name in head] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _budget(times: float) -> Cell:
+    return Cell(f"x{times:g}", times)
