@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -210,6 +211,9 @@ def test_generate_with_an_empty_prompt(command: Command, tiny_run: Path) -> None
 
 
 def test_prompt_that_does_not_fit(command: Command, tiny_run: Path) -> None:
+    code, out, _ = command("generate", tiny_run, "a", "--json")
+    assert code == 0, "without a number there are as many as fit"
+    assert len(json.loads(out)["text"]) > 0
     code, _, err = command("generate", tiny_run, "word " * 40, "--max-new-tokens", "10")
     assert code == 2
     assert "exceed 32" in err
@@ -238,6 +242,15 @@ def test_an_interrupted_run_says_how_to_go_on(
     code, _, err = command("grow", "tiny", "--out", tmp_path / "run", *TINY)
     assert code == 130
     assert f"nacre grow --resume --out {tmp_path / 'run'}" in err
+
+
+def test_a_resumed_run_is_changed_from_its_own_plan(
+    command: Command, tiny_run: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    code, _, err = command("grow", "--resume", "--out", run, "--set", "stages.0.tokens=100k")
+    assert code == 2
+    assert "stages.0.tokens was" in err
 
 
 def test_report_again(command: Command, tiny_run: Path) -> None:

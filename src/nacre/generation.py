@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from nacre import tokenizer as tokenizers
 from nacre.errors import CheckpointError, ConfigError, Problem
 from nacre.train import checkpoint
 
+NEW_TOKENS = 100
 COLORS = ("cyan", "magenta", "yellow", "green", "blue", "red")
 """Of the experts of a composition, in order; used again where there are more."""
 
@@ -35,10 +37,11 @@ COLORS = ("cyan", "magenta", "yellow", "green", "blue", "red")
 class Sampling:
     """How to draw tokens; the names and meanings are those of transformers' `generate`.
 
-    A temperature of 0 takes the likeliest token every time.
+    A temperature of 0 takes the likeliest token every time. Without `max_new_tokens` there are
+    `NEW_TOKENS`, or as many as the model's context has room for.
     """
 
-    max_new_tokens: int = 100
+    max_new_tokens: int | None = None
     temperature: float = 0.8
     top_k: int = 50
     top_p: float = 0.95
@@ -48,7 +51,7 @@ class Sampling:
     def options(self) -> dict[str, Any]:
         """Return keyword arguments for `generate`; raise `ConfigError` with every problem."""
         problems: list[Problem] = []
-        if self.max_new_tokens < 1:
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
             problems.append(Problem("--max-new-tokens", f"{self.max_new_tokens} is less than 1"))
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             message = f"{self.temperature} is not a number from 0 on"
@@ -66,7 +69,6 @@ class Sampling:
         if problems:
             raise ConfigError(problems)
         options: dict[str, Any] = {
-            "max_new_tokens": self.max_new_tokens,
             "repetition_penalty": self.repetition_penalty,
             "do_sample": self.temperature > 0,
         }
@@ -89,7 +91,7 @@ def generate(path: str | Path, prompt: str, sampling: Sampling | None = None) ->
     folder = checkpoint.newest(path)
     model = composition.load_any(folder).eval()
     tokenizer = tokenizers.load(folder)
-    inputs = encode(prompt, tokenizer, model, sampling.max_new_tokens)
+    inputs, options["max_new_tokens"] = encode(prompt, tokenizer, model, sampling.max_new_tokens)
     return _stream(model, tokenizer, inputs, options, sampling.seed)
 
 
@@ -126,7 +128,7 @@ def trace(path: str | Path, prompt: str, sampling: Sampling | None = None) -> li
         raise ConfigError(Problem("--weights-trace", message, "use another rule"))
     model = composition.load(path)
     tokenizer = tokenizers.load(path)
-    ids_BT = encode(prompt, tokenizer, model, sampling.max_new_tokens)
+    ids_BT, options["max_new_tokens"] = encode(prompt, tokenizer, model, sampling.max_new_tokens)
     set_seed(sampling.seed)
     whole_BT: Any = model.generate(  # pyright: ignore
         inputs=ids_BT, attention_mask=torch.ones_like(ids_BT), **options
@@ -181,23 +183,28 @@ def pieces(
 
 
 def encode(
-    prompt: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, new_tokens: int
-) -> torch.Tensor:
-    """Return the prompt's ids, int64 `[1, T]`; an empty prompt is the start of a document.
+    prompt: str,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    new_tokens: int | None = None,
+) -> tuple[torch.Tensor, int]:
+    """Return the prompt's ids, int64 `[1, T]`, and how many tokens may follow.
 
-    Raises `ConfigError` if prompt and new tokens do not fit the model's context together.
+    An empty prompt is the start of a document. Raises `ConfigError` if prompt and `new_tokens`, or
+    one where these are None, do not fit the model's context together.
     """
     tokenizers.check_text(prompt, "the prompt")
     ids = tokenizer(prompt, return_tensors="pt").input_ids
     if ids.shape[1] == 0:
         ids = torch.tensor([[tokenizers.end_of_document(tokenizer)]])
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if context is not None and ids.shape[1] + new_tokens > context:
-        message = f"{ids.shape[1]} of the prompt and {new_tokens} new ones exceed {context}"
-        room = context - ids.shape[1]
+    room = sys.maxsize if context is None else context - ids.shape[1]
+    wanted: int = max(1, min(NEW_TOKENS, room)) if new_tokens is None else new_tokens
+    if wanted > room:
+        message = f"{ids.shape[1]} of the prompt and {wanted} new ones exceed {context}"
         fix = "shorten the prompt" + (f" or use --max-new-tokens {room}" if room > 0 else "")
         raise ConfigError(Problem("tokens", message, fix))
-    return ids.to(torch.int64)
+    return ids.to(torch.int64), wanted
 
 
 def _stream(

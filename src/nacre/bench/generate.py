@@ -49,7 +49,7 @@ def suite(effort: Effort) -> Iterator[Row]:
         effort.say(case)
         model = checkpoint.load_model(folder).eval()
         tokenizer = tokenizers.load(folder)
-        ids_BT = generation.encode(PROMPT, tokenizer, model, shape.new_tokens)
+        ids_BT, _ = generation.encode(PROMPT, tokenizer, model, shape.new_tokens)
         sampling = generation.Sampling(max_new_tokens=shape.new_tokens, temperature=0.0)
         loaded = [generation.generate(folder, PROMPT, sampling) for _ in range(FEWEST_ROUNDS + 1)]
         texts: dict[str, str] = {}

@@ -29,7 +29,9 @@ def generate(
             help="Of a composition: who carried each token, in colours, or JSON in a pipe.",
         ),
     ] = False,
-    max_new_tokens: int = 100,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Default: 100, or what the model's context has room for.")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
     top_k: Annotated[int, typer.Option(help="0 keeps every token.")] = 50,
     top_p: float = 0.95,

@@ -81,7 +81,9 @@ def grow(
         settings=settings,
     )  # fmt: skip
     if plan is not None or given or not resume:
-        chosen = plans.load(plan or "small", given)
+        begun = out / PLAN if resume and out is not None else None
+        usual = str(begun) if begun is not None and begun.exists() else "small"
+        chosen = plans.load(plan or usual, given)
         for warning in plans.warnings(chosen):
             screen.print(f"[yellow]warning:[/] {warning}", highlight=False)
     if out is None:

@@ -39,7 +39,8 @@ def require_gradio() -> None:
     """Raise `ConfigError` where Gradio is not installed."""
     if find_spec("gradio") is None or find_spec("uvicorn") is None:
         message = "needs Gradio, which is not installed"
-        raise ConfigError(Problem("nacre play", message, "pip install nacre[play]"))
+        fix = "pip install 'nacre[play]', in a clone of it: pip install -e '.[play]'"
+        raise ConfigError(Problem("nacre play", message, fix))
 
 
 def application(given: Given, *, token: str = "", loopback: bool = True) -> Guard:

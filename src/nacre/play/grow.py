@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nacre import tokenizer as tokenizers
 from nacre.errors import ConfigError, Problem
-from nacre.generation import Sampling, pieces
+from nacre.generation import NEW_TOKENS, Sampling, pieces
 from nacre.models.mixing import log_likelihood
 from nacre.play.markup import LONGEST_TEXT, details, quoted, token, tokens
 from nacre.play.models import Depths
@@ -45,7 +45,7 @@ def begin(
     if room < 1:
         message = f"{len(ids)} tokens leave no room for new ones"
         raise ConfigError(Problem("The prompt", message, f"this model reads {len(ids) + room}"))
-    fitting = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
+    fitting = replace(sampling, max_new_tokens=min(sampling.max_new_tokens or NEW_TOKENS, room))
     return torch.tensor([ids]), fitting
 
 

@@ -22,7 +22,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from nacre.generation import Sampling
+from nacre.generation import NEW_TOKENS, Sampling
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def _draw(
     processors = _processors(sampling)
     generator = torch.Generator().manual_seed(sampling.seed)
     unread_BT, cache = ids_BT, None
-    for _ in range(sampling.max_new_tokens):
+    for _ in range(sampling.max_new_tokens or NEW_TOKENS):
         output: Any = model(input_ids=unread_BT, past_key_values=cache, use_cache=True)
         cache = output.past_key_values
         scores_BV: Any = processors(ids_BT, output.logits[:, -1].float())  # pyright: ignore
