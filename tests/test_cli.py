@@ -250,7 +250,7 @@ def test_a_resumed_run_is_changed_from_its_own_plan(
     run = shutil.copytree(tiny_run, tmp_path / "run")
     code, _, err = command("grow", "--resume", "--out", run, "--set", "stages.0.tokens=100k")
     assert code == 2
-    assert "stages.0.tokens was" in err
+    assert "stages[0].tokens was 5120, now 100000" in err
 
 
 def test_report_again(command: Command, tiny_run: Path) -> None:
