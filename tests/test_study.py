@@ -250,7 +250,9 @@ def test_what_cannot_be_evaluated_is_said_before_the_first_run(
     assert not (tmp_path / "out").exists()
 
 
-def test_scores_of_every_stage_stand_in_the_results(made: tuple[studies.Study, Path]) -> None:
+def test_scores_of_every_stage_stand_in_the_results(
+    made: tuple[studies.Study, Path], tmp_path: Path
+) -> None:
     study, out = made
     scored = study.model_copy(update={"evaluate": Evaluation(tasks=("copy",), limit=3)})
     studies.evaluate(scored, out)
@@ -263,6 +265,9 @@ def test_scores_of_every_stage_stand_in_the_results(made: tuple[studies.Study, P
     table = page.score_rows(found["runs"])
     assert {(line["arm"], line["chance"]) for line in table} == {(arm, "0.1") for arm in ARMS}
     assert all(set(line) >= {"depth 1", "depth 2"} for line in table)
+    text = studies.write(found, tmp_path).with_name("scores.csv").read_text(encoding="utf-8")
+    lines = {line["arm"]: line for line in csv.DictReader(text.splitlines())}
+    assert float(lines["grown"]["depth 2"]) == row["scores"][1]["value"]
     assert studies.read_results(study, out)["runs"][0]["scores"] == []
 
 
@@ -361,8 +366,7 @@ def test_the_page_is_made_from_the_results_alone(
     studies.write(again, tmp_path / "two")
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
-    scores = {"scores.csv", "scores.tex"} if any(run["scores"] for run in found["runs"]) else set()
-    assert {path.name for path in (tmp_path / "one").iterdir()} == scores | {
+    assert {path.name for path in (tmp_path / "one").iterdir()} == {
         "README.md", "results.json", "budgets.png", "budgets.svg", "curves.png", "curves.svg",
         "arms.csv", "arms.tex", "equal-cost.csv", "equal-cost.tex",
     }  # fmt: skip
