@@ -169,7 +169,8 @@ def test_depth_is_what_the_stages_add() -> None:
         ),
         (
             {"training": {"batch_tokens": 10}},
-            "training.batch_tokens: 10 is not a multiple of model.context (256) (nearest: 256)",
+            "training.batch_tokens: 10 is not a multiple of model.context (256) "
+            "(nearest: 256, or a shorter model.context)",
         ),
         (
             {"training": {"micro_batch_tokens": 300}},

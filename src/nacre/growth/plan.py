@@ -427,6 +427,7 @@ def _batch_problems(plan: Plan) -> list[Problem]:
     if batch % context:
         message = f"{batch} is not a multiple of model.context ({context})"
         fix = f"nearest: {max(1, round(batch / context)) * context}"
+        fix += ", or a shorter model.context" if context > batch else ""
         found.append(Problem("training.batch_tokens", message, fix, involves=("model.context",)))
     micro = plan.training.micro_batch_tokens
     if micro is not None and (micro % context or batch % micro):
