@@ -72,6 +72,8 @@ class Sampling:
             "repetition_penalty": self.repetition_penalty,
             "do_sample": self.temperature > 0,
         }
+        if self.max_new_tokens is not None:
+            options["max_new_tokens"] = self.max_new_tokens
         if self.temperature > 0:
             options |= {
                 "temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p,
