@@ -118,7 +118,7 @@ def visit(chromium: Any) -> Iterator[Open]:
     for person in people:
         person.close()
     local = [url for url in asked if urlsplit(url).scheme in ("http", "https", "ws", "wss")]
-    assert local
+    assert local or not people
     assert {urlsplit(url).hostname for url in local} == {"127.0.0.1"}
     assert not faults
 
