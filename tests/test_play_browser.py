@@ -119,7 +119,7 @@ def visit(chromium: Any) -> Iterator[Open]:
         person.close()
     local = [url for url in asked if urlsplit(url).scheme in ("http", "https", "ws", "wss")]
     assert local or not people
-    assert {urlsplit(url).hostname for url in local} == {"127.0.0.1"}
+    assert {urlsplit(url).hostname for url in local} <= {"127.0.0.1"}
     assert not faults
 
 
