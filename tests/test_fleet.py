@@ -88,6 +88,20 @@ def test_a_growth_is_the_one_of_its_plan() -> None:
     assert one.identity == same.identity != other.identity
 
 
+def test_the_progress_of_a_growth_is_that_of_its_metrics() -> None:
+    (job,) = read(a={"run": "grow tiny --out out"})
+    assert job.writes is not None
+    assert job.plan is not None
+    job.writes.mkdir()
+    metrics = job.writes / "metrics.jsonl"
+    assert runner._trained(job) == 0
+    first, second = (stage.tokens for stage in job.plan.stages[:2])
+    metrics.write_text(json.dumps({"stage": 2, "tokens": second // 2}) + "\n")
+    assert runner._trained(job) == (first + second // 2) / job.tokens
+    metrics.write_text(json.dumps({"stage": None}) + "\n")  # damaged: no reason to end a fleet
+    assert runner._trained(job) == 0
+
+
 def test_a_job_is_another_when_what_it_needs_is() -> None:
     after = {"run": "eval {needs} --tasks copy", "needs": "a"}
     one, other = (read(a=f"{GROW} --out x --set seed={seed}", b=after)[1] for seed in (0, 1))

@@ -269,5 +269,8 @@ def _trained(job: Job) -> float:
     last = None if job.plan is None or job.writes is None else last_metric(job.writes)
     if job.plan is None or last is None:
         return 0.0
-    below = sum(stage.tokens for stage in job.plan.stages[: last["stage"] - 1])
-    return min(1.0, (below + last["tokens"]) / job.tokens)
+    try:
+        below = sum(stage.tokens for stage in job.plan.stages[: last["stage"] - 1])
+        return min(1.0, (below + last["tokens"]) / job.tokens)
+    except (KeyError, TypeError):  # damaged: whoever reads the run says so
+        return 0.0
