@@ -130,13 +130,8 @@ def check(plan: Plan, out: Path, trackers: Sequence[str] = ()) -> None:
         positions = getattr(base.get_text_config(), "max_position_embeddings", None)
         if positions is not None and plan.model.context > positions:
             message = f"{plan.model.context}, but {plan.start_from} has {positions} positions"
-            raise ConfigError(
-                Problem(
-                    "model.context",
-                    message,
-                    f"use at most {positions}: --set model.context={positions}",
-                )
-            )
+            fix = f"use at most {positions}: --set model.context={positions}"
+            raise ConfigError(Problem("model.context", message, fix))
     # A token takes 2 or 4 bytes and stands for about as many; its store is written twice.
     folder.check_disk(out, plan, extra=2 * text_bytes)
 
