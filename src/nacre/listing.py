@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from nacre.config import read_yaml
 from nacre.errors import ConfigError, Problem
-from nacre.folders import COMPOSITION, LOCK, METRICS, PLAN, STAGE, STAGES, STUDY
+from nacre.folders import COMPOSITION, LOCK, METRICS, PLAN, STAGE, STAGES, STUDY, stages
 from nacre.untrusted import parse_json, read_json
 
 State = Literal["running", "interrupted", "finished", "damaged"]
@@ -176,23 +176,10 @@ def _run(path: Path) -> Run:
     )  # fmt: skip
 
 
-def stages(run: Path) -> list[Path]:
-    """Return the finished stages of a run, in order; raise `ValueError` if one is missing."""
-    found = sorted(
-        (int(path.parent.name), path.parent)
-        for path in (run / STAGES).glob(f"*/{STAGE}")
-        if path.parent.name.isdecimal()
-    )
-    for expected, (number, _) in enumerate(found, 1):
-        if number != expected:
-            raise ValueError(f"stage {expected} is missing below stage {found[-1][0]}")
-    return [path for _, path in found]
-
-
-def _tokens_since(run: Path, stages: int) -> int:
+def _tokens_since(run: Path, finished: int) -> int:
     """Return the tokens of the stage in progress, by the end of the metrics."""
     last = last_metric(run)
-    return int(last["tokens"]) if last is not None and last["stage"] > stages else 0
+    return int(last["tokens"]) if last is not None and last["stage"] > finished else 0
 
 
 def last_metric(run: Path) -> dict[str, Any] | None:

@@ -22,6 +22,9 @@ FILE_BYTES = 64 * 2**20
 LINE_BYTES = 2**20
 """Of one record in a file of lines."""
 
+HEADER_BYTES = 2**25
+"""Of the header of a file of weights; safetensors itself allows three times as much."""
+
 VALUES = 3_000_000
 """Of one JSON text: with these it takes at most about 400 MB as Python's objects."""
 

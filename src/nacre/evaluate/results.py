@@ -24,7 +24,7 @@ from nacre.errors import CheckpointError
 from nacre.evaluate.scores import Score
 from nacre.folders import COMPOSITION
 from nacre.train import files
-from nacre.untrusted import parse_json, read_bytes
+from nacre.untrusted import HEADER_BYTES, parse_json, read_bytes
 
 FILE = "evaluations.jsonl"
 IDENTITY = ("fingerprint", "task", "version", "settings")
@@ -87,8 +87,6 @@ def _composition(folder: Path) -> str:
 
 
 def _sample(path: Path) -> bytes:
-    from nacre.train.foreign import HEADER_BYTES  # imports torch
-
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from nacre import listing
 from nacre.errors import ConfigError, Problem
-from nacre.folders import COMPOSITION, PLAN, RESULTS, STAGE, STUDY
+from nacre.folders import COMPOSITION, PLAN, RESULTS, STAGE, STUDY, stages
 from nacre.untrusted import read_json
 
 Kind = Literal["run", "checkpoint", "composition", "study"]
@@ -113,7 +112,7 @@ def stage_depths(path: Path) -> list[int]:
     """
     try:
         if (path / PLAN).is_file():
-            return [int(read_json(stage / STAGE)["depth"]) for stage in listing.stages(path)]
+            return [int(read_json(stage / STAGE)["depth"]) for stage in stages(path)]
         config = read_json(path / "config.json")
         return [int(config.get("num_hidden_layers") or config.get("n_layer") or 0)]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError):

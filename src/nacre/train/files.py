@@ -104,12 +104,10 @@ def link(source: str | Path, target: str | Path) -> None:
 
 def stages(run: Path) -> list[Path]:
     """Return the finished stages of a run, in order; raise `CheckpointError` if one is missing."""
-    found = {int(path.parent.name): path.parent for path in (run / "stages").glob(f"*/{RECORD}")
-             if path.parent.name.isdecimal()}  # fmt: skip
-    missing = sorted(set(range(1, max(found, default=0) + 1)) - set(found))
-    if missing:
-        raise CheckpointError(f"{run}: stage {missing[0]} is missing below stage {max(found)}")
-    return [found[number] for number in sorted(found)]
+    try:
+        return folders.stages(run)
+    except ValueError as error:
+        raise CheckpointError(f"{run}: {error}") from None
 
 
 def read_record(stage: Path) -> dict[str, Any]:

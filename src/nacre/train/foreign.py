@@ -20,13 +20,10 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from nacre import hub, model_config
 from nacre.errors import CheckpointError, NacreError, one_line
 from nacre.model_config import CONFIG, GENERATION
-from nacre.untrusted import as_object, check_links, is_path, parse_json, read_json
+from nacre.untrusted import HEADER_BYTES, as_object, check_links, is_path, parse_json, read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
-
-HEADER_BYTES = 2**25
-"""Of a file of weights; safetensors itself allows three times as much."""
 
 MOST_DIMENSIONS = 16
 BUFFER_BYTES = 2**28
