@@ -1,6 +1,7 @@
 """Suite `depth`: what a stage costs on deeper and deeper trunks, with their outputs cached or not.
 
-Each trunk and mode is a process of its own, so that a peak is this stage's alone.
+Each trunk and mode is a process of its own, so that a peak is this stage's alone; not on CUDA,
+whose allocator counts what is freed.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def suite(effort: Effort) -> Iterator[Row]:
     """Yield seconds a step and peak memory, each beside the same on the shallowest trunk."""
     device = default_device()
     trunks = TINY_TRUNKS if effort.quick else TRUNKS
-    once = effort.quick or device.startswith("cuda")
+    cuda = device.startswith("cuda")
+    once = effort.quick or cuda
     repeats = dict.fromkeys(REPEATS, 1) if once else REPEATS
     found: dict[tuple[str, int], list[Cost]] = {}
     for turn in range(max(repeats.values())):
@@ -50,7 +52,8 @@ def suite(effort: Effort) -> Iterator[Row]:
             for mode in (CACHED, RECOMPUTED):
                 if turn < repeats[mode]:
                     effort.say(f"trunk of {trunk}, {mode}")
-                    cost = fresh_process(measure, trunk, mode, device, effort.quick)
+                    arguments = (trunk, mode, device, effort.quick)
+                    cost = measure(*arguments) if cuda else fresh_process(measure, *arguments)
                     found.setdefault((mode, trunk), []).append(cost)
     for mode in (CACHED, RECOMPUTED):
         yield from _rows(mode, {trunk: found[mode, trunk] for trunk in trunks}, device)
@@ -91,7 +94,7 @@ def _rows(mode: str, costs: dict[int, list[Cost]], device: str) -> Iterator[Row]
 def measure(trunk: int, mode: str, device: str, quick: bool) -> Cost:
     """Train some steps of a stage on a trunk of `trunk` blocks; return what they took.
 
-    Runs in a process of its own. What a first step loads into memory is loaded by a tiny stage
+    What a first step loads into memory is loaded by a tiny stage
     before anything is counted.
     """
     import gc
@@ -109,6 +112,7 @@ def measure(trunk: int, mode: str, device: str, quick: bool) -> Cost:
         full = dataclasses.replace(full, tokens=ON_CUDA * full.tokens)
     if quick:
         full = dataclasses.replace(small, depth=trunk + NEW_BLOCKS)
+    stages.reset()
     accelerator = stages.make_accelerator(full.stage(mode), device)
     with tempfile.TemporaryDirectory() as name:
 
