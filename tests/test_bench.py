@@ -26,8 +26,8 @@ from nacre.bench import (
     growth,
     head,
     measure,
+    paper,
     stages,
-    step,
     substrate,
     tokenizer,
 )
@@ -267,7 +267,7 @@ def test_flops_of_a_stage_by_hand() -> None:
 
 
 def test_flops_of_the_paper_count_six_trunk_blocks_and_three_new_ones() -> None:
-    loaded = plan.load(step.PAPER)
+    loaded = plan.load(paper.RECIPE)
     found = stages.flops(loaded, trunk_runs=True)
     block, head_, attention = 12_592_128, 65_536 * 1024, 2 * 1024 * 1024
     assert found == 6 * (3 * block + head_) + 2 * 6 * block + (6 + 9) * attention

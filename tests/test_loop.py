@@ -142,6 +142,24 @@ def test_compiled_blocks_give_the_same_step_and_share_their_code(pico, ids: torc
     assert 0 < counters["stats"]["unique_graphs"] < 6, "not one for every block"
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch warns of what its compiler itself does
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
+def test_an_evaluation_compiles_nothing(tiny_run: Path) -> None:
+    from torch._dynamo.utils import counters
+
+    found = {}
+    for choice in ("off", "on"):
+        training = Training(batch_tokens=256, precision="fp32", compile=choice)
+        run = open_run(tiny_run, training, Stage(add_blocks=1, tokens=5120))
+        train_step(run, next(iter(run.loader))[0])
+        graphs = counters["stats"]["unique_graphs"]
+        found[choice] = evaluate(run)["loss"]
+        assert counters["stats"]["unique_graphs"] == graphs
+    assert graphs > 0
+    assert found["on"] == pytest.approx(found["off"], rel=1e-5)
+
+
 def test_blocks_are_compiled_on_cuda_unless_the_plan_says_otherwise() -> None:
     found = {
         (choice, kind): compiles(Training(compile=choice), torch.device(kind))

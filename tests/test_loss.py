@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -91,6 +93,28 @@ def test_a_second_backward_pass_is_refused_not_wrong() -> None:
     (2 * loss).backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="handed out once"):
         loss.backward()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch warns of what its compiler itself does
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_compiled_loss_is_the_same(bias: bool, dtype: torch.dtype) -> None:
+    h, weight, shift, targets = example(CHUNK + 100, 16, 300, bias)
+    targets[::7] = losses.IGNORED
+    inputs = [tensor for tensor in (h, weight, shift) if tensor is not None]
+    found = {}
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        for compiled in (False, True):
+            loss = head_loss(h, weight, shift, targets, compiled=compiled)
+            found[compiled] = [loss, *torch.autograd.grad(loss, inputs)]
+    assert losses._compiled_softmax.cache_info().currsize == 1
+    tolerance = (
+        {"rtol": 1e-4, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 0.02, "atol": 1e-5}
+    )
+    for compiled, plain in zip(found[True], found[False], strict=True):
+        torch.testing.assert_close(compiled, plain, **tolerance)
 
 
 def test_logits_in_memory_are_bounded() -> None:

@@ -73,6 +73,16 @@ def test_nonsense_is_no_count(written: object, message: str) -> None:
     assert found == [f"stages[0].tokens: {message}"]
 
 
+@pytest.mark.parametrize(("written", "choice"), [("on", "on"), ("off", "off"), ("true", "on")])
+def test_words_that_yaml_reads_as_booleans_are_words_where_they_are_allowed(
+    written: str, choice: str
+) -> None:
+    given = yaml.safe_load(
+        f"stages: [{{add_blocks: 1, tokens: 8k}}]\ntraining: {{compile: {written}}}"
+    )
+    assert plans.parse(given).training.compile == choice
+
+
 # --- derived sizes ---
 
 

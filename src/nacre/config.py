@@ -28,12 +28,13 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_is_not_zero(cls, value: object, info: ValidationInfo) -> object:
-        if (
-            isinstance(value, bool)
-            and cls.model_fields[str(info.field_name)].annotation is not bool
-        ):
-            raise ValueError("true, false, yes and no are not allowed here")
-        return value
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if not isinstance(value, bool) or annotation is bool:
+            return value
+        word = "on" if value else "off"  # YAML reads these words as true and false
+        if word in get_args(annotation):
+            return word
+        raise ValueError("true, false, yes and no are not allowed here")
 
 
 SectionT = TypeVar("SectionT", bound=BaseModel)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SUITES = {
     "step": ("nacre.bench.step", "one optimizer step against its limit and transformers' Trainer"),
+    "paper": ("nacre.bench.paper", "on a GPU, how much of it the papers' third stage uses"),
     "depth": ("nacre.bench.depth", "time and memory of a stage on trunks of 2 to 24 blocks"),
     "head": ("nacre.bench.head", "loss and gradients of a large head, time and memory"),
     "run": ("nacre.bench.growth", "a whole growth of six stages, cached and not, and end to end"),

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-SUITES = ("step", "depth", "head")
+SUITES = ("paper", "step", "depth", "head")
 NEEDED = (
     "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "psutil",
     "pydantic", "yaml", "PIL",

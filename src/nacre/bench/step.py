@@ -24,7 +24,7 @@ from nacre.bench.measure import (
 )
 from nacre.bench.stages import Shape, Steps
 from nacre.bench.trainer import TrainerSteps, arguments
-from nacre.growth import budget, plan
+from nacre.growth import budget
 from nacre.models import stock
 
 CACHED, RECOMPUTED, MONOLITHIC = "cached", "recompute", "monolithic"
@@ -47,24 +47,18 @@ TARGETS = {
 """Per width and candidate: how many times faster than `Trainer`."""
 LIMIT, LIMIT_FROM = 2.0, 512  # times the limit, from this width on
 
-PAPER, PAPER_STAGE = "paper-9x3-glyph", 3
-UTILISATION = 45.0
-LARGE_SIDE = {"cpu": 512, "cuda": 8192}
-
 
 def suite(effort: Effort) -> Iterator[Row]:
     """Yield tokens/s of every candidate beside its limit, then seconds beside those of `Trainer`.
 
-    On CUDA also the papers' shape. In "Trainer, trunk frozen" the embedding is frozen too, so that
-    no gradient has to go through the trunk.
+    In "Trainer, trunk frozen" the embedding is frozen too, so that no gradient has to go through
+    the trunk.
     """
     device = default_device()
     cuda = device.startswith("cuda")
     for shape in (TINY,) if effort.quick else SHAPES:
         tokens = shape.tokens * (ON_CUDA if cuda and not effort.quick else 1)
         yield from _rows(dataclasses.replace(shape, tokens=tokens), device, effort)
-    if cuda or effort.quick:
-        yield from paper(device, effort)
 
 
 def _rows(shape: Shape, device: str, effort: Effort) -> Iterator[Row]:
@@ -158,52 +152,3 @@ def measure(shape: Shape, device: str, effort: Effort) -> dict[str, Sample]:
                 work()
         rounds = max(effort.rounds, FEWEST_ROUNDS)
         return compare(turns, rounds, budget_seconds, device=device)
-
-
-def paper(device: str, effort: Effort) -> Iterator[Row]:
-    """Yield the utilisation of the papers' third stage: 3 blocks on a trunk of 6, recomputed."""
-    settings = ["trunk.mode=recompute"]
-    if effort.quick:
-        settings += ["tokenizer.size=512", "tokenizer.alphabet=corpus", "model.width=64"]
-        settings += ["model.heads=2", "model.context=32"]
-        settings += ["training.batch_tokens=128", "training.micro_batch_tokens=64"]
-    loaded = plan.load(PAPER, settings)
-    planned = loaded.model_copy(update={"stages": loaded.stages[:PAPER_STAGE]})
-    shape, training = planned.model, planned.training
-    title = f"{PAPER}, stage {PAPER_STAGE}, {training.batch_tokens:,} tokens: recompute"
-    effort.say(title)
-    stages.reset()
-    side = 128 if effort.quick else LARGE_SIDE[torch.device(device).type]
-    product = (training_dtype(device), side, side, side, device)
-    rate = matrix_rate(*product)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        store = stages.random_store(
-            folder / "data", planned.tokenizer.size, shape.context,
-            BATCHES * training.batch_tokens // shape.context,
-        )  # fmt: skip
-        step = Steps(planned, store, folder / "run", stages.make_accelerator(planned, device))
-        try:
-            step()  # blocks may compile
-            seconds = compare({RECOMPUTED: step}, effort.rounds, effort.seconds, device=device)
-        finally:
-            step.close()
-    stages.reset()
-    rate = max(rate, matrix_rate(*product))
-    flops = stages.flops(planned, trunk_runs=True) * training.batch_tokens
-    used = seconds[RECOMPUTED].per(100 * flops / rate)
-    yield Row(
-        suite="step",
-        case=title,
-        unit="%",
-        better="higher",
-        measured=used.median,
-        spread=used.spread,
-        rounds=len(used.values),
-        limit=100.0,
-        limit_name=f"{stages.FLOPS_NAME} {side:,} x {side:,} x {side:,}",
-        target=Target("measured", UTILISATION),
-        note=f"{title}: {seconds[RECOMPUTED].median:.3f} s a step, "
-        f"{seconds[RECOMPUTED].per(training.batch_tokens).median:,.0f} tokens/s, "
-        f"product rate {rate / 1e12:,.1f} TFLOP/s",
-    )

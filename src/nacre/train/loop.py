@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -248,6 +248,8 @@ def setup(
     if compiles(training, accelerator.device):
         for block in stock.find_parts(model).blocks:
             block.compile()
+        if isinstance(objective, Objective):
+            objective.compiled = True
     if sharding.shards(training):
         sharding.shard(objective, model, training)
         release_memory()  # the parts that others keep
@@ -292,6 +294,16 @@ def setup(
 def compiles(training: Training, device: torch.device) -> bool:
     """Tell whether blocks are compiled: on CUDA unless the plan says otherwise."""
     return training.compile == "on" or (training.compile == "auto" and device.type == "cuda")
+
+
+def uncompiled(run: StageRun) -> AbstractContextManager[Any]:
+    """Return a context in which compiled blocks run as they are, without compiling them anew.
+
+    That would take seconds for every mode and shape that is not the training's.
+    """
+    if not compiles(run.training, run.accelerator.device):
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def train(run: StageRun, hooks: Sequence[Hook]) -> None:
@@ -386,7 +398,8 @@ def evaluate(run: StageRun) -> dict[str, float]:
     objective.eval()
     for batch, below_BTD, counts in run.held_out():
         ids = torch.from_numpy(batch)
-        loss = objective(*on_device(ids, below_BTD, device))
+        with uncompiled(run):
+            loss = objective(*on_device(ids, below_BTD, device))
         if counts:
             targets = batch[:, 1:]
             nats += loss.item() * targets.size

@@ -5,6 +5,8 @@ Shapes: B batch, T positions, N = B * T, D width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -32,6 +34,9 @@ class Objective(nn.Module):
     `stock.splits_exactly` says. Gradients stop at whatever is frozen.
     """
 
+    compiled: bool
+    """Whether the head's loss is compiled where it trains."""
+
     def __init__(
         self, model: PreTrainedModel, trunk_depth: int, *, mode: TrunkMode, exact: bool
     ) -> None:
@@ -44,6 +49,7 @@ class Objective(nn.Module):
         self.crown = parts.decoder if whole else stock.upper(model, trunk_depth)
         self.head = parts.head
         self.model = None if exact else model
+        self.compiled = False
         self.frozen_blocks = [] if whole or mode == "cache" else list(parts.blocks)[:trunk_depth]
 
     def train(self, mode: bool = True) -> Objective:
@@ -74,7 +80,10 @@ class Objective(nn.Module):
             inputs = {"input_ids": ids_BT}
         h_BTD = self.crown(**inputs, use_cache=False).last_hidden_state
         head = self.head
-        return head_loss(h_BTD.flatten(0, 1), head.weight, head.bias, targets_BT.flatten())
+        return head_loss(
+            h_BTD.flatten(0, 1), head.weight, head.bias, targets_BT.flatten(),
+            compiled=self.compiled,
+        )  # fmt: skip
 
 
 def head_loss(
@@ -82,19 +91,24 @@ def head_loss(
     weight_VD: torch.Tensor,
     bias_V: torch.Tensor | None,
     targets_N: torch.Tensor,
+    *,
+    compiled: bool = False,
 ) -> torch.Tensor:
     """Return the mean cross-entropy of a linear head, in nats, without `[N, V]` logits in memory.
 
     Equals `cross_entropy(linear(h_ND, weight_VD, bias_V).float(), targets_N)`; targets of -100 do
     not count, and without any that count the loss is 0. Products run in the autocast dtype where
-    autocast is on, the softmax in fp32, `chunk_rows` rows at a time.
+    autocast is on, the softmax in fp32, `chunk_rows` rows at a time; `compiled` fuses its passes
+    over the logits where there are gradients.
     """
     device = h_ND.device.type
     dtype = weight_VD.dtype
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     with torch.autocast(device, enabled=False):
-        loss = _HeadLoss.apply(h_ND, weight_VD, bias_V, targets_N, dtype, torch.is_grad_enabled())
+        trains = torch.is_grad_enabled()
+        softmax = _compiled_softmax() if compiled and trains else _softmax_in_place
+        loss = _HeadLoss.apply(h_ND, weight_VD, bias_V, targets_N, dtype, trains, softmax)
     assert isinstance(loss, torch.Tensor)
     return loss
 
@@ -103,6 +117,57 @@ def chunk_rows(vocabulary: int, device: str) -> int:
     """Return how many rows of logits are in memory at once on a type of device."""
     kind = device if device in CHUNK else "cuda"
     return max(1, min(CHUNK[kind], LOGIT_BYTES[kind] // (4 * vocabulary)))
+
+
+Softmax = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+"""Of rows of logits: the sum of their losses, and its gradients by logits and bias if wanted."""
+
+
+def _softmax_in_place(
+    logits_CV: torch.Tensor,
+    targets_C1: torch.Tensor,
+    dtype: torch.dtype,
+    gradients: tuple[bool, bool],
+) -> Softmax:
+    """Use the logits up; of `gradients` (logits, bias) the first is made in `dtype`."""
+    logits_CV = logits_CV.float()
+    counts_C1 = targets_C1 != IGNORED
+    targets_C1 = targets_C1.clamp(min=0)
+    target_logits_C1 = logits_CV.gather(1, targets_C1)
+    highest_C1 = logits_CV.amax(1, keepdim=True)
+    sums_C1 = logits_CV.sub_(highest_C1).exp_().sum(1, keepdim=True)
+    losses_C1 = sums_C1.log() + highest_C1 - target_logits_C1
+    loss = losses_C1.masked_fill(~counts_C1, 0.0).sum()
+    if not gradients[0]:
+        return loss, None, None
+    d_logits_CV = logits_CV.mul_(counts_C1 / sums_C1)
+    d_logits_CV.scatter_add_(1, targets_C1, -counts_C1.to(d_logits_CV.dtype))
+    return loss, d_logits_CV.to(dtype), d_logits_CV.sum(0) if gradients[1] else None
+
+
+def _softmax(
+    logits_CV: torch.Tensor,
+    targets_C1: torch.Tensor,
+    dtype: torch.dtype,
+    gradients: tuple[bool, bool],
+) -> Softmax:
+    """Compute what `_softmax_in_place` does, written for a compiler: no pass stores fp32 logits."""
+    logits_CV = logits_CV.float()
+    counts_C1 = targets_C1 != IGNORED
+    is_target_CV = torch.arange(logits_CV.shape[1], device=logits_CV.device) == targets_C1
+    highest_C1 = logits_CV.amax(1, keepdim=True)
+    exp_CV = (logits_CV - highest_C1).exp()
+    sums_C1 = exp_CV.sum(1, keepdim=True)
+    target_logits_C1 = logits_CV.gather(1, targets_C1.clamp(min=0))
+    losses_C1 = sums_C1.log() + highest_C1 - target_logits_C1
+    loss = losses_C1.masked_fill(~counts_C1, 0.0).sum()
+    d_logits_CV = exp_CV * (counts_C1 / sums_C1) - is_target_CV.float()
+    return loss, d_logits_CV.to(dtype), d_logits_CV.sum(0) if gradients[1] else None
+
+
+@cache
+def _compiled_softmax() -> Callable[..., Softmax]:
+    return torch.compile(_softmax, dynamic=False)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -121,6 +186,7 @@ class _HeadLoss(torch.autograd.Function):
         targets_N: torch.Tensor,
         dtype: torch.dtype,
         with_gradients: bool,
+        softmax: Callable[..., Softmax],
     ) -> torch.Tensor:
         kinds = (h_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype)
         h_ND, weight_VD = h_ND.to(dtype), weight_VD.to(dtype)
@@ -131,28 +197,22 @@ class _HeadLoss(torch.autograd.Function):
             d_weight = torch.zeros_like(weight_VD, dtype=torch.float32)
             d_bias = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
         chunk = chunk_rows(len(weight_VD), h_ND.device.type)
+        gradients = (with_gradients, bias_V is not None)
         for start in range(0, len(h_ND), chunk):
             rows = slice(start, start + chunk)
-            h_CD, target_C1 = h_ND[rows], targets_N[rows, None]
-            counts_C1 = target_C1 != IGNORED
-            target_C1 = target_C1.clamp(min=0)
-            logits_CV = functional.linear(h_CD, weight_VD, bias_V).float()
-            target_logits_C1 = logits_CV.gather(1, target_C1)
-            highest_C1 = logits_CV.amax(1, keepdim=True)
-            sums_C1 = logits_CV.sub_(highest_C1).exp_().sum(1, keepdim=True)
-            losses_C1 = sums_C1.log() + highest_C1 - target_logits_C1
-            total += losses_C1.masked_fill(~counts_C1, 0.0).sum()
-            if with_gradients:
-                d_logits_CV = logits_CV.mul_(counts_C1 / sums_C1)
-                d_logits_CV.scatter_add_(1, target_C1, -counts_C1.to(d_logits_CV.dtype))
-                if d_bias is not None:
-                    d_bias += d_logits_CV.sum(0)
-                d_logits_CV = d_logits_CV.to(dtype)
-                torch.mm(d_logits_CV, weight_VD, out=d_h[rows])
-                if dtype == torch.float32:
-                    d_weight.addmm_(d_logits_CV.T, h_CD)
-                else:
-                    d_weight += d_logits_CV.T @ h_CD
+            h_CD = h_ND[rows]
+            logits_CV = functional.linear(h_CD, weight_VD, bias_V)
+            loss, d_logits_CV, d_shift = softmax(logits_CV, targets_N[rows, None], dtype, gradients)
+            total += loss
+            if d_logits_CV is None:
+                continue
+            if d_bias is not None and d_shift is not None:
+                d_bias += d_shift
+            torch.mm(d_logits_CV, weight_VD, out=d_h[rows])
+            if dtype == torch.float32:
+                d_weight.addmm_(d_logits_CV.T, h_CD)
+            else:
+                d_weight += d_logits_CV.T @ h_CD
         ctx.counted = (targets_N != IGNORED).sum().clamp(min=1)
         ctx.gradients = None
         if with_gradients:
@@ -170,4 +230,4 @@ class _HeadLoss(torch.autograd.Function):
         for gradient in gradients:
             if gradient is not None:
                 gradient.mul_(factor.to(gradient.dtype))
-        return (*gradients, None, None, None)
+        return (*gradients, None, None, None, None)

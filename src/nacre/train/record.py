@@ -20,7 +20,7 @@ from nacre.growth.plan import Plan, Stage
 from nacre.models import stock
 from nacre.train import checkpoint, folder, state
 from nacre.train.card import model_card
-from nacre.train.loop import StageRun, evaluate
+from nacre.train.loop import StageRun, evaluate, uncompiled
 from nacre.train.parts import Parts
 
 
@@ -43,7 +43,8 @@ def certify_merge(adapted: PeftModel, this: Stage, run: StageRun) -> dict[str, A
     batch = next(validation_batches(run.store, context=run.context, batch_size=4))
     ids_BT = torch.from_numpy(batch[:, :-1]).to(next(adapted.parameters()).device)
     try:
-        certificate = stage.merge_lora(adapted, ids_BT)
+        with uncompiled(run):
+            certificate = stage.merge_lora(adapted, ids_BT)
     except ValueError as error:
         raise DivergedError(
             f"the adapters cannot be merged: {error}; lower the learning rate"
