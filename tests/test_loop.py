@@ -160,17 +160,16 @@ def test_an_evaluation_compiles_nothing(tiny_run: Path) -> None:
     assert found["on"] == pytest.approx(found["off"], rel=1e-5)
 
 
-def test_blocks_are_compiled_on_cuda_unless_the_plan_says_otherwise() -> None:
-    found = {
-        (choice, kind): compiles(Training(compile=choice), torch.device(kind))
+def test_long_stages_are_compiled_on_cuda_unless_the_plan_says_otherwise() -> None:
+    found = [
+        (choice, kind, steps)
         for choice in ("auto", "on", "off")
         for kind in ("cpu", "cuda")
-    }
-    assert [key for key, value in found.items() if value] == [
-        ("auto", "cuda"),
-        ("on", "cpu"),
-        ("on", "cuda"),
+        for steps in (999, 1000)
+        if compiles(Training(compile=choice), torch.device(kind), steps)
     ]
+    always = [("on", kind, steps) for kind in ("cpu", "cuda") for steps in (999, 1000)]
+    assert found == [("auto", "cuda", 1000), *always]
 
 
 def open_run(tiny_run: Path, training: Training, stage: Stage) -> StageRun:

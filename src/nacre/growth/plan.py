@@ -166,7 +166,8 @@ class Training(Section):
         default="none", description="what several processes hold a part of each, instead of all"
     )
     compile: Literal["auto", "on", "off"] = Field(
-        default="auto", description="compile the blocks; auto: on CUDA"
+        default="auto",
+        description="compile blocks and head; auto: on CUDA, in stages of 1,000 steps or more",
     )
     evaluate_every: PositiveInt = Field(default=50, description="steps between evaluations")
     validation_tokens: Count = 32_768

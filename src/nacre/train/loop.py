@@ -33,6 +33,7 @@ from nacre.train.loss import Objective
 from nacre.train.state import SavedState
 
 MOST_SKIPPED = 10  # steps in a row that may be left out
+COMPILED_FROM = 1000  # steps of a stage; compiling takes tens of seconds, whatever the model
 WSD_DECAY = 0.2  # the last part of a WSD schedule, in which the learning rate falls to zero
 
 
@@ -245,7 +246,8 @@ def setup(
         rename = getattr(model, "activation_checkpointing_enable", None)
         (rename or model.gradient_checkpointing_enable)({"use_reentrant": False})
     objective.to(accelerator.device)
-    if compiles(training, accelerator.device):
+    planned_steps = max(1, round(stage.tokens / training.batch_tokens))
+    if compiles(training, accelerator.device, planned_steps):
         for block in stock.find_parts(model).blocks:
             block.compile()
         if isinstance(objective, Objective):
@@ -283,7 +285,7 @@ def setup(
         objective=prepared,
         optimizer=optimizer,
         loader=loader,
-        planned_steps=max(1, round(stage.tokens / training.batch_tokens)),
+        planned_steps=planned_steps,
         context=context,
         byte_lengths=byte_lengths,
         memory=PeakMemory(accelerator.device),
@@ -291,9 +293,13 @@ def setup(
     )
 
 
-def compiles(training: Training, device: torch.device) -> bool:
-    """Tell whether blocks are compiled: on CUDA unless the plan says otherwise."""
-    return training.compile == "on" or (training.compile == "auto" and device.type == "cuda")
+def compiles(training: Training, device: torch.device, steps: int) -> bool:
+    """Tell whether a stage's blocks and head are compiled: if the plan says so, or by itself.
+
+    By itself on CUDA, in stages long enough to win back what compiling takes.
+    """
+    pays = device.type == "cuda" and steps >= COMPILED_FROM
+    return training.compile == "on" or (training.compile == "auto" and pays)
 
 
 def uncompiled(run: StageRun) -> AbstractContextManager[Any]:
@@ -301,7 +307,7 @@ def uncompiled(run: StageRun) -> AbstractContextManager[Any]:
 
     That would take seconds for every mode and shape that is not the training's.
     """
-    if not compiles(run.training, run.accelerator.device):
+    if not compiles(run.training, run.accelerator.device, run.planned_steps):
         return nullcontext()
     return torch.compiler.set_stance("force_eager")
 
