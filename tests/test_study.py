@@ -192,6 +192,14 @@ def test_every_run_is_the_growth_of_its_plan(made: tuple[studies.Study, Path]) -
         assert records[-1]["plan"] == run.plan.fingerprint()
 
 
+def test_tokenizer_and_tokens_are_made_once_though_runs_begin_side_by_side(
+    made: tuple[studies.Study, Path],
+) -> None:
+    study, out = made
+    for name in ("tokenizer/tokenizer.json", "data/01/train.tokens"):
+        assert len({(run.folder / name).stat().st_ino for run in study.runs(out)}) == 1
+
+
 def test_equal_first_stages_are_made_once(made: tuple[studies.Study, Path]) -> None:
     study, out = made
     _, grown, zero = study.runs(out)

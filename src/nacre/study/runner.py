@@ -64,7 +64,7 @@ def run(study: Study, out: str | Path, *, jobs: int = 1, observer: Observer | No
     failed: list[str] = []
     try:
         while waiting or active:
-            while len(active) < jobs and (ready := _next(waiting, active)):
+            while len(active) < jobs and (ready := _next(waiting, active, runs)):
                 waiting.remove(ready)
                 prepare(ready, runs)
                 note_jobs(ready.folder, jobs)
@@ -165,9 +165,7 @@ def prepare(run: Run, runs: Sequence[Run]) -> None:
 
 def _link_shared(run: Run, runs: Sequence[Run], target: Path) -> None:
     """Link what other runs have made that is the same for this one."""
-    made = [each for each in runs if (each.folder / folder.RUN).exists()]
-    same = [each for each in made if _parts(each.plan) == _parts(run.plan)]
-    if same:
+    if same := _made(run, runs):
         best = max(same, key=lambda each: shared_stages(each, run))
         count = shared_stages(best, run)
         names = ["tokenizer", "data", *(["substrate"] if count else [])]
@@ -180,6 +178,12 @@ def _link_shared(run: Run, runs: Sequence[Run], target: Path) -> None:
                 folder.append_metrics(target, line)
         for jobs in jobs_of(best.folder) if count else []:
             note_jobs(target, jobs)
+
+
+def _made(run: Run, runs: Sequence[Run]) -> list[Run]:
+    """Return the runs that have made tokenizer and tokens which are those of `run`."""
+    made = [each for each in runs if (each.folder / folder.RUN).exists()]
+    return [each for each in made if _parts(each.plan) == _parts(run.plan)]
 
 
 def note_jobs(run: Path, jobs: int) -> None:
@@ -221,12 +225,19 @@ def _stages(plan: Plan, count: int) -> dict[str, Any]:
     return data | {"stages": data["stages"][:count]}
 
 
-def _next(waiting: Sequence[Run], active: Sequence[_Job]) -> Run | None:
-    """Return the first run that does not wait for a stage which a running one is making."""
+def _next(waiting: Sequence[Run], active: Sequence[_Job], runs: Sequence[Run]) -> Run | None:
+    """Return the first run that can link all that it shares: what a running one makes, it awaits.
+
+    That is a stage, or tokenizer and tokens which no run has made yet.
+    """
     for run in waiting:
-        if all(
-            common_stages(job.run.plan, run.plan) <= shared_stages(job.run, run) for job in active
-        ):
+        awaits_stage = any(
+            common_stages(job.run.plan, run.plan) > shared_stages(job.run, run) for job in active
+        )
+        awaits_tokens = not _made(run, runs) and any(
+            _parts(job.run.plan) == _parts(run.plan) for job in active
+        )
+        if not (awaits_stage or awaits_tokens):
             return run
     return None
 
