@@ -22,7 +22,7 @@ from nacre.study.results import by_arm_and_budget
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-RESULTS = ("growth", "deep", "wide", "six-arms", "khop")
+RESULTS = ("growth", "russian", "deep", "wide", "six-arms", "khop")
 
 
 def main() -> None:
