@@ -42,16 +42,13 @@ def plan(
     from nacre.growth import budget, scaling
     from nacre.growth import plan as plans
     from nacre.growth.devices import parse
-    from nacre.growth.estimates import Efficiency
     from nacre.numbers import size
     from nacre.train import checkpoint
 
     quiet_transformers()
     asked = None if devices is None else parse(devices)
-    if mfu is not None:
-        Efficiency.of(mfu)
-        if asked is None:
-            raise ConfigError(Problem("--mfu", "of which devices?", "name them: --devices 8xH100"))
+    if mfu is not None and asked is None:
+        raise ConfigError(Problem("--mfu", "of which devices?", "name them: --devices 8xH100"))
     chosen = plans.load(plan, settings or [])
     if tokens is not None:
         chosen = scaling.scaled(chosen, scaling.parse_tokens(tokens))
