@@ -30,6 +30,23 @@ def test_importing_the_command_line_is_quick() -> None:
     assert subprocess.run([sys.executable, "-c", check]).returncode == 0
 
 
+@pytest.mark.parametrize("command", ["grow", "plan"])
+def test_a_mistake_in_a_plan_is_said_without_torch(command: str) -> None:
+    code = f"""
+import sys
+from nacre.cli import main
+sys.argv = ["nacre", "{command}", "small", "--set", "model.widht=64"]
+try:
+    main()
+except SystemExit as end:
+    assert end.code == 2, end.code
+sys.exit("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "did you mean 'width'?" in done.stderr
+
+
 @pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed")
 def test_an_installed_torchao_is_quiet() -> None:
     command = [sys.executable, "-m", "nacre", "plan", "tiny", "--json"]

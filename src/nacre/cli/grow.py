@@ -69,12 +69,9 @@ def grow(
     """
     from datetime import timedelta
 
-    from nacre import report, tables
     from nacre.growth import plan as plans
-    from nacre.train.grow import grow as run
     from nacre.train.observer import Observer
 
-    quiet_transformers()
     chosen: plans.Plan | None = None
     given = plan_settings(
         data=data, start_from=start_from, tokenizer=tokenizer, font=font, errors=errors,
@@ -93,6 +90,9 @@ def grow(
     trackers = default_trackers() if track is None else tuple(t for t in track if t != "none")
 
     def work(observer: Observer) -> list[dict[str, Any]]:
+        from nacre.train.grow import grow as run  # torch: a mistake in the plan is said without it
+
+        quiet_transformers()
         return run(
             chosen, out, resume=resume, overwrite=overwrite, trackers=trackers,
             timeout=timedelta(seconds=timeout), observer=observer,
@@ -114,6 +114,8 @@ def grow(
                 hint = f"interrupted; continue with: nacre grow --resume --out {out}"
                 screen.print(hint, highlight=False, markup=False, soft_wrap=True)
             raise
+    from nacre import report, tables
+
     page = report.write(out)
     if as_json:
         emit({"run": str(out), "report": str(page), "stages": [brief(r) for r in records]})

@@ -36,11 +36,14 @@ def plan(
 
     nacre plan paper-9x3-glyph --devices 64xH200 --tokens 1e12
     """
+    from nacre.growth import plan as plans
+
+    chosen = plans.load(plan, settings or [])  # its mistakes are said without torch
+
     from dataclasses import asdict
 
     from nacre import tables
     from nacre.growth import budget, scaling
-    from nacre.growth import plan as plans
     from nacre.growth.devices import parse
     from nacre.numbers import size
     from nacre.train import checkpoint
@@ -49,7 +52,6 @@ def plan(
     asked = None if devices is None else parse(devices)
     if mfu is not None and asked is None:
         raise ConfigError(Problem("--mfu", "of which devices?", "name them: --devices 8xH100"))
-    chosen = plans.load(plan, settings or [])
     if tokens is not None:
         chosen = scaling.scaled(chosen, scaling.parse_tokens(tokens))
     for warning in plans.warnings(chosen):
