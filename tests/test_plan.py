@@ -665,3 +665,13 @@ def test_sizes_have_bounds() -> None:
         plans.parse({"seed": 2**63, "model": huge, "stages": stages[:1]})
     fields = {problem.field for problem in caught.value.problems}
     assert fields == {"seed", "model.heads", "model.mlp", "model.context"}
+
+
+def test_a_recipe_that_grows_a_checkpoint_leaves_out_what_that_decides(tmp_path: Path) -> None:
+    plan = plans.load("small", ["from=x", "model.width=64"])
+    assert plans.warnings(plan) == ["model.width has no effect with from: the checkpoint decides"]
+    assert plan.model.context == plans.load("small").model.context == 256
+    own = tmp_path / "own.yaml"
+    own.write_text(plans.find("small", "plan").read_text(encoding="utf-8"), encoding="utf-8")
+    said = "model.heads has no effect with from: the checkpoint decides"
+    assert plans.warnings(plans.load(own, ["from=x"])) == [said]

@@ -328,9 +328,21 @@ def find(source: str | Path, kind: str, folder: str = "") -> Path:
 def load(source: str | Path, settings: Sequence[str] = ()) -> Plan:
     """Read a plan from a file or, by its name, from the recipes; apply `KEY=VALUE` settings.
 
-    Raises `ConfigError` with every problem of the plan at once.
+    Of a recipe that is to grow a checkpoint, what the checkpoint decides is left out. Raises
+    `ConfigError` with every problem of the plan at once.
     """
-    return parse(override(read_yaml(find(source, "plan")), settings), where=str(source))
+    path = find(source, "plan")
+    data = read_yaml(path)
+    given = override(data, settings)
+    if path != Path(source) and given.get("from") is not None:
+        given = override(_grown_from_a_checkpoint(data), settings)
+    return parse(given, where=str(source))
+
+
+def _grown_from_a_checkpoint(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {k: v for k, v in recipe.items() if k not in ("substrate", "tokenizer", "model")}
+    context = {k: v for k, v in recipe.get("model", {}).items() if k == "context"}
+    return kept | ({"model": context} if context else {})
 
 
 def parse(data: Mapping[str, Any], where: str = "plan") -> Plan:
