@@ -263,6 +263,17 @@ def test_a_trunk_takes_half_the_memory_in_bf16() -> None:
     assert full[1].memory_bytes - half[1].memory_bytes == 2 * trunk
 
 
+def test_a_trunk_in_eight_bits_takes_a_quarter_of_the_memory() -> None:
+    stages = [{"add_blocks": 2, "tokens": "1M"}, {"add_blocks": 2, "tokens": "1M"}]
+    stages += [{"tokens": "1M", "lora": {"rank": 4}}]
+    plain, small = (
+        budget.estimate(plans.parse({"stages": stages, "trunk": {"weights": weights}}))
+        for weights in ("auto", "int8")
+    )
+    saved = [a.memory_bytes - b.memory_bytes for a, b in zip(plain, small, strict=True)]
+    assert saved == [0, 3 * 2 * plain[1].block_parameters, 0]
+
+
 def test_gradient_checkpointing_and_micro_batches_save_memory() -> None:
     def memory(**training: Any) -> int:
         whole = plans.load("paper-mono-glyph").model_dump(by_alias=True)

@@ -16,7 +16,7 @@ from nacre.growth.plan import Plan
 from nacre.models import stock
 from nacre.substrate import code_bits
 
-FP32, BF16 = 4, 2
+FP32, BF16, EIGHT_BITS = 4, 2, 1
 ADAM_STATES = 2
 # Kept per token and block for the backward pass, in units of the width (block input, norms, q, k,
 # v, attention output) and of the MLP's width; fp32 copies of the logits alive at once, and of how
@@ -134,10 +134,10 @@ def _stage_cost(
     kept = kept_blocks * per_block
     if training.gradient_checkpointing:  # one input a block, and one block in full at a time
         kept = kept_blocks * width + min(kept_blocks, 1) * per_block
-    still = trunk_weights + stored  # a trunk that is run; whole stages keep it in fp32
     still_size = BF16 if training.precision == "bf16" and trunk and not lora else FP32
+    trunk_size = EIGHT_BITS if plan.trunk.weights != "auto" and not lora else still_size
     floats = total - trunk_weights + active * (1 + ADAM_STATES)
-    frozen = 0 if cached else still * still_size
+    frozen = 0 if cached else trunk_weights * trunk_size + stored * still_size
     floats += micro * kept + min(micro, LOGIT_TOKENS) * LOGIT_COPIES * vocabulary
 
     attention = 4 * plan.model.context * width
