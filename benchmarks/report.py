@@ -29,9 +29,10 @@ from statistics import median
 from typing import Any
 
 from nacre import config
+from nacre.folders import METRICS, PLAN
 from nacre.growth import plan as plans
 from nacre.growth.plan import Plan
-from nacre.train import checkpoint, folder
+from nacre.train import files
 from nacre.train.grow import grow
 
 STAGES, STEPS, EVALUATE_EVERY = 12, 10_000, 50
@@ -61,11 +62,11 @@ def make_run(out: Path) -> None:
     """Grow 12 stages of 2 steps each, and stretch what they left to 10,000 steps."""
     grow(twelve_stages(2 * STAGES), out)
     plan = twelve_stages(STEPS)
-    config.write_yaml(plan, out / folder.PLAN)
+    config.write_yaml(plan, out / PLAN)
     chance = random.Random(0)
     lines: list[dict[str, Any]] = []
-    for stage, path in enumerate(checkpoint.stages(out), 1):
-        record = json.loads((path / checkpoint.RECORD).read_text(encoding="utf-8"))
+    for stage, path in enumerate(files.stages(out), 1):
+        record = json.loads((path / files.RECORD).read_text(encoding="utf-8"))
         tokens, speed = plan.stages[stage - 1].tokens, 21_000.0 / (1 + 0.04 * stage)
         steps = tokens // plan.training.batch_tokens
         for step in range(steps + 1):
@@ -83,9 +84,9 @@ def make_run(out: Path) -> None:
             "tokens_per_second": speed,
             "validation": scores(loss(stage, 1.0)),
         }
-        checkpoint.write_json(path / checkpoint.RECORD, record)
+        files.write_json(path / files.RECORD, record)
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    (out / folder.METRICS).write_text(text, encoding="utf-8")
+    (out / METRICS).write_text(text, encoding="utf-8")
 
 
 def loss(stage: int, part: float) -> float:
@@ -153,13 +154,13 @@ def main() -> None:
         again = range(asked.repeats)
         imports = middle([timed("-c", "import nacre.cli, nacre.report") for _ in again])
         whole = middle([timed("-m", "nacre", "report", str(run)) for _ in again])
-        lines = len((run / folder.METRICS).read_text(encoding="utf-8").splitlines())
+        lines = len((run / METRICS).read_text(encoding="utf-8").splitlines())
         print(f"{STAGES} stages, {STEPS:,} steps, {lines:,} lines of metrics")
         print(f"nacre report: {said(whole)}; of it Python and imports: {said(imports)}")
-        files = sorted((run / "report").iterdir())
+        written = sorted((run / "report").iterdir())
         index = run / "report" / "index.html"
-        print(f"the page: {index.stat().st_size / 1e6:.2f} MB; all {len(files)} files: "
-              f"{sum(path.stat().st_size for path in files) / 1e6:.2f} MB")  # fmt: skip
+        print(f"the page: {index.stat().st_size / 1e6:.2f} MB; all {len(written)} files: "
+              f"{sum(path.stat().st_size for path in written) / 1e6:.2f} MB")  # fmt: skip
         if CHROMIUM and find_spec("playwright"):
             load, drawn = opened(index, asked.repeats)
             print(f"Chromium: loaded after {load:.2f} s, all charts drawn after {drawn:.2f} s")

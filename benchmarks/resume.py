@@ -27,10 +27,12 @@ from safetensors.torch import load_file
 from nacre import config
 from nacre.data import read
 from nacre.data.shards import TokenStore
+from nacre.folders import METRICS
 from nacre.growth import plan as plans
 from nacre.growth.plan import Plan
-from nacre.train import folder, state
+from nacre.train import state
 from nacre.train.grow import grow
+from nacre.train.metrics import NewMetrics, read_metrics
 from nacre.train.observer import Observer
 
 SAVE_EVERY, STEPS = 200, 33
@@ -123,17 +125,17 @@ def stopped_run(plan: Plan, out: Path) -> Clock:
     cursor["position"] = steps * batch // plan.model.context
     progress = saved.progress | {"step": steps, "tokens": steps * batch, "cursor": cursor}
     state.save(out / "state", tensors, progress)
-    lines = folder.read_metrics(out)
+    lines = read_metrics(out)
     last = next(line for line in reversed(lines) if "lr" in line)
     for step in range(lines[-1]["step"] + 1, steps + 1):
         lines.append(last | {"step": step, "tokens": step * batch})
-    (out / folder.METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (out / METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
     return clock
 
 
 def until_first_step(out: Path, *arguments: str) -> Cost:
     """Start `nacre grow`, wait for its first new step, end it; return what that took."""
-    metrics = folder.NewMetrics(out)
+    metrics = NewMetrics(out)
     before = max((line["step"] for line in metrics.read()), default=0)
     command = [sys.executable, "-W", "ignore", "-m", "nacre", "grow", *arguments, "--quiet"]
     started = time.perf_counter()
@@ -185,7 +187,7 @@ def main() -> None:
                     shutil.copytree(run, out)
                 if kind == "started on tokens":
                     state.clear(out / "state")
-                    (out / folder.METRICS).unlink()
+                    (out / METRICS).unlink()
                 costs[kind].append(measure(out))
                 shutil.rmtree(out)
         resumed = middle(costs["resumed at 90%"])

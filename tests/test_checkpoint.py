@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from nacre.errors import CheckpointError
 from nacre.growth import stage
-from nacre.train import checkpoint
+from nacre.train import checkpoint, files
 
 # --- stages: shards, links, index ---
 
@@ -267,7 +267,7 @@ def test_no_weights_at_all(grown: tuple) -> None:
 
 
 def test_a_new_folder_appears_whole(tmp_path: Path) -> None:
-    with checkpoint.new_folder(tmp_path / "a" / "b") as partial:
+    with files.new_folder(tmp_path / "a" / "b") as partial:
         (partial / "file").write_text("1")
         assert not (tmp_path / "a" / "b").exists()
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
@@ -276,7 +276,7 @@ def test_a_new_folder_appears_whole(tmp_path: Path) -> None:
 
 def test_a_new_folder_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     def fail(target: Path) -> None:
-        with checkpoint.new_folder(target) as partial:
+        with files.new_folder(target) as partial:
             (partial / "file").write_text("1")
             raise RuntimeError("stop")
 
@@ -286,12 +286,12 @@ def test_a_new_folder_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_a_new_folder_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
-    with checkpoint.new_folder(tmp_path / "a") as partial:
+    with files.new_folder(tmp_path / "a") as partial:
         (partial / "old").write_text("1")
-    with pytest.raises(RuntimeError), checkpoint.new_folder(tmp_path / "a"):
+    with pytest.raises(RuntimeError), files.new_folder(tmp_path / "a"):
         raise RuntimeError
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["old"]
-    with checkpoint.new_folder(tmp_path / "a") as partial:
+    with files.new_folder(tmp_path / "a") as partial:
         (partial / "new").write_text("1")
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
@@ -300,17 +300,17 @@ def test_a_new_folder_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
 def test_leftovers_of_a_crash_are_swept_away(tmp_path: Path) -> None:
     (tmp_path / ".a.partial").mkdir()
     (tmp_path / ".a.partial" / "half").write_text("1")
-    with checkpoint.new_folder(tmp_path / "a") as partial:
+    with files.new_folder(tmp_path / "a") as partial:
         assert list(partial.iterdir()) == []
 
 
 def test_json_is_replaced_not_rewritten(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    checkpoint.write_json(path, {"name": "日本", "n": 1})
-    assert checkpoint.read_json(path) == {"name": "日本", "n": 1}
+    files.write_json(path, {"name": "日本", "n": 1})
+    assert files.read_json(path) == {"name": "日本", "n": 1}
     with pytest.raises(TypeError):
-        checkpoint.write_json(path, {"n": object()})
-    assert checkpoint.read_json(path) == {"name": "日本", "n": 1}
+        files.write_json(path, {"n": object()})
+    assert files.read_json(path) == {"name": "日本", "n": 1}
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_bad_json(content: bytes | None, message: str, tmp_path: Path) -> None:
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(CheckpointError) as caught:
-        checkpoint.read_json(path)
+        files.read_json(path)
     assert str(caught.value).startswith(f"{path}: {message}")
 
 
@@ -344,4 +344,4 @@ def test_a_run_means_its_newest_finished_stage(tmp_path: Path) -> None:
     for name in ("01", "02"):
         (tmp_path / "stages" / name / "stage.json").write_text("{}")
     assert checkpoint.newest(tmp_path) == tmp_path / "stages" / "02"
-    assert checkpoint.stages(tmp_path) == [tmp_path / "stages" / name for name in ("01", "02")]
+    assert files.stages(tmp_path) == [tmp_path / "stages" / name for name in ("01", "02")]

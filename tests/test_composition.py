@@ -30,7 +30,7 @@ from nacre.growth import plan as plans
 from nacre.models import stock
 from nacre.models.composed import ComposedForCausalLM
 from nacre.models.rules import RULES, TRAINED
-from nacre.train import checkpoint
+from nacre.train import checkpoint, files
 from nacre.train.grow import grow
 
 IDS = torch.arange(40, 52)[None]
@@ -301,7 +301,7 @@ def test_an_expert_that_changed_or_went_is_refused_before_its_weights(
     spoil_weights(place)
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         nacre.load_composition(out)
-    recorded = checkpoint.read_record(place.a)["fingerprint"]
+    recorded = files.read_record(place.a)["fingerprint"]
     edit_json(place.a / "stage.json", fingerprint="f" * 64)
     for load in (nacre.load_composition, AutoModelForCausalLM.from_pretrained):
         with pytest.raises(FingerprintError) as caught:
@@ -340,7 +340,7 @@ def test_every_rule_is_saved_loaded_and_described(rule: str, grown: Place, tmp_p
     assert config.mix["name"] == rule
     card = (tmp_path / "out" / "README.md").read_text()
     assert FORMULAS[rule] in card
-    assert checkpoint.read_record(grown.a)["parent"][:16] in card
+    assert files.read_record(grown.a)["parent"][:16] in card
 
 
 def test_names_are_those_of_the_runs(place: Place, tmp_path: Path) -> None:

@@ -24,10 +24,11 @@ from nacre.errors import ConfigError
 from nacre.growth import ledger
 from nacre.growth import plan as plans
 from nacre.models import stock
-from nacre.train import checkpoint, folder
+from nacre.train import checkpoint, files
 from nacre.train.engine import CACHE
 from nacre.train.grow import grow
 from nacre.train.loss import Objective
+from nacre.train.metrics import read_metrics
 from nacre.train.observer import Observer
 
 SENTENCE = """
@@ -91,7 +92,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 def records(out: Path) -> list[dict[str, Any]]:
-    return [checkpoint.read_json(path / checkpoint.RECORD) for path in checkpoint.stages(out)]
+    return [files.read_json(path / files.RECORD) for path in files.stages(out)]
 
 
 def trunks(out: Path) -> list[dict[str, Any]]:
@@ -110,7 +111,7 @@ def fingerprints(out: Path) -> list[str]:
 def metrics(out: Path) -> list[dict[str, Any]]:
     return [
         {key: value for key, value in line.items() if key not in MEASURED}
-        for line in folder.read_metrics(out)
+        for line in read_metrics(out)
     ]
 
 
@@ -310,18 +311,18 @@ def test_in_bf16_the_trunk_is_bf16_in_memory_and_fp32_on_disk(runs: Runs, tmp_pa
     plan = runs.plan(RECOMPUTED, "training.precision=bf16", stages=stages)
     grow(plan, tmp_path / "run", observer=inspect)
     assert inspect.looked == 1
-    first, _, last = (tensors(stage) for stage in checkpoint.stages(tmp_path / "run"))
+    first, _, last = (tensors(stage) for stage in files.stages(tmp_path / "run"))
     assert {tensor.dtype for tensor in last.values()} == {torch.float32}
     for name in first:
         if name.startswith(("model.layers.", "model.embed")):
             assert torch.equal(first[name], last[name]), name
-    index = checkpoint.read_json(tmp_path / "run" / "stages" / "03" / checkpoint.INDEX)
+    index = files.read_json(tmp_path / "run" / "stages" / "03" / checkpoint.INDEX)
     size = sum(tensor.numel() * 4 for tensor in last.values())
     assert index["metadata"]["total_size"] == size
 
 
 def tensors(stage: Path) -> dict[str, torch.Tensor]:
-    shards = checkpoint.read_json(stage / checkpoint.INDEX)["weight_map"]
+    shards = files.read_json(stage / checkpoint.INDEX)["weight_map"]
     found: dict[str, torch.Tensor] = {}
     for name, shard in shards.items():
         with safe_open(stage / shard, "pt") as file:
@@ -332,7 +333,7 @@ def tensors(stage: Path) -> dict[str, torch.Tensor]:
 def test_a_cached_stage_is_a_whole_stock_checkpoint(runs: Runs) -> None:
     cached, plain = runs.run(RESTART, CACHED), runs.run(RESTART, RECOMPUTED)
     ids = torch.arange(64).reshape(2, 32)
-    for one, two in zip(checkpoint.stages(cached), checkpoint.stages(plain), strict=True):
+    for one, two in zip(files.stages(cached), files.stages(plain), strict=True):
         models = [AutoModelForCausalLM.from_pretrained(stage).eval() for stage in (one, two)]
         with torch.no_grad():
             logits = [model(ids).logits for model in models]
@@ -340,12 +341,12 @@ def test_a_cached_stage_is_a_whole_stock_checkpoint(runs: Runs) -> None:
 
 
 def test_what_is_frozen_is_the_same_file_and_what_the_ledger_says(runs: Runs) -> None:
-    one, two, three = checkpoint.stages(runs.run(RESTART, CACHED))
+    one, two, three = files.stages(runs.run(RESTART, CACHED))
     assert (three / "substrate.safetensors").samefile(one / "substrate.safetensors")
     assert (three / "blocks-01.safetensors").samefile(one / "blocks-01.safetensors")
     assert (three / "blocks-02.safetensors").samefile(two / "blocks-02.safetensors")
     for stage in (two, three):
-        record = checkpoint.read_json(stage / checkpoint.RECORD)
+        record = files.read_json(stage / files.RECORD)
         hashes = {name: ledger.tensor_hash(tensor) for name, tensor in tensors(stage).items()}
         assert record["frozen"] | record["weights"] == hashes
         assert set(record["trainable"]) == record["weights"].keys()
@@ -542,7 +543,7 @@ def test_a_model_that_does_not_split_cannot_be_cached(
     later = [*stages, stages[0] | {"trunk": "cache"}]
     with pytest.raises(ConfigError, match="does not split"):
         grow(runs.plan(f"from={gpt2}", stages=later), tmp_path / "later")
-    assert not checkpoint.stages(tmp_path / "later"), "nothing is trained first"
+    assert not files.stages(tmp_path / "later"), "nothing is trained first"
 
 
 def test_auto_runs_it_whole(runs: Runs, gpt2: Path, tmp_path: Path) -> None:
@@ -573,7 +574,7 @@ def test_a_foreign_checkpoint_can_be_cached(runs: Runs, foreign: Path) -> None:
     plain = runs.run(RECOMPUTED, RESTART, f"from={foreign}", stages=stages)
     assert from_depths(cached) == [0, 2]
     assert_same_run(cached, plain)
-    base, (one, two) = cached / "base", checkpoint.stages(cached)
+    base, (one, two) = cached / "base", files.stages(cached)
     for stage in (one, two):
         for shard in ("substrate.safetensors", "blocks-00.safetensors"):
             assert (stage / shard).samefile(base / shard)
@@ -597,15 +598,15 @@ def test_a_base_is_written_once(runs: Runs, foreign: Path, tmp_path: Path) -> No
 
 
 def test_a_branch_from_a_stage_can_be_cached(runs: Runs) -> None:
-    base = checkpoint.stages(runs.run(RESTART, CACHED))[1]
+    base = files.stages(runs.run(RESTART, CACHED))[1]
     stages = [{"add_blocks": 1, "tokens": 512}]
     cached = runs.run(CACHED, f"from={base}", stages=stages)
     assert from_depths(cached) == [0]
     assert_same_run(cached, runs.run(RECOMPUTED, f"from={base}", stages=stages))
-    (stage,) = checkpoint.stages(cached)
+    (stage,) = files.stages(cached)
     for shard in ("substrate.safetensors", "blocks-01.safetensors", "blocks-02.safetensors"):
         assert (stage / shard).samefile(base / shard)
-    assert records(cached)[0]["parent"] == checkpoint.read_json(base / "stage.json")["fingerprint"]
+    assert records(cached)[0]["parent"] == files.read_json(base / "stage.json")["fingerprint"]
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp8"])
@@ -641,9 +642,9 @@ def test_eight_bit_weights(runs: Runs, weights: str, mode: str) -> None:
     for trunk in trunks(out)[1:]:
         assert trunk["weights"] == weights
         assert 0 < abs(trunk["loss_difference"]) < 1e-2
-    first, _, last = (tensors(stage) for stage in checkpoint.stages(out))
+    first, _, last = (tensors(stage) for stage in files.stages(out))
     frozen = [name for name in first if name.startswith(("model.layers.", "model.embed"))]
     assert all(torch.equal(first[name], last[name]) for name in frozen)
-    for stage, record in zip(checkpoint.stages(out), records(out), strict=True):
+    for stage, record in zip(files.stages(out), records(out), strict=True):
         hashes = {name: ledger.tensor_hash(tensor) for name, tensor in tensors(stage).items()}
         assert record["frozen"] | record["weights"] == hashes

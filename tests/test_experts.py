@@ -26,7 +26,7 @@ from nacre.composition.card import card, report_cells
 from nacre.errors import CheckpointError, FingerprintError, NacreError
 from nacre.evaluate import experts, language
 from nacre.models import stock
-from nacre.train import checkpoint
+from nacre.train import checkpoint, files
 from nacre.train.observer import Observer
 
 WORDS = {
@@ -333,11 +333,11 @@ def test_a_damaged_report_is_refused(made: Place, tmp_path: Path) -> None:
         ({"settings": {"context": 32}}, "lacks 'report.settings.stride'"),
     ]:
         record = experts.write_report(out, report)
-        checkpoint.write_json(out / "composition.json", record | {"report": report | damage})
+        files.write_json(out / "composition.json", record | {"report": report | damage})
         with pytest.raises(CheckpointError) as caught:
             composition.read_record(out)
         assert str(caught.value).startswith(f"{out / 'composition.json'}: damaged: {said}")
-        checkpoint.write_json(out / "composition.json", record)
+        files.write_json(out / "composition.json", record)
 
 
 def test_an_expert_that_changed_is_refused(tmp_path: Path, run: Path) -> None:
@@ -346,7 +346,7 @@ def test_an_expert_that_changed_is_refused(tmp_path: Path, run: Path) -> None:
     shutil.copytree(Path(stage).with_name("01"), tmp_path / "two")
     nacre.compose([tmp_path / "one", tmp_path / "two"], tmp_path / "out")
     record = tmp_path / "one" / "stage.json"
-    record.write_text(record.read_text().replace(checkpoint.read_json(record)["fingerprint"], "f"))
+    record.write_text(record.read_text().replace(files.read_json(record)["fingerprint"], "f"))
     assert "expert 'one' of" in refused(FingerprintError, tmp_path / "out")
 
 

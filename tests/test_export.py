@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import nacre
 from nacre.growth.plan import Plan
 from nacre.models import stock
-from nacre.train import checkpoint
+from nacre.train import checkpoint, files
 
 TOOL = """
 import json, pathlib, sys
@@ -81,7 +81,7 @@ def test_a_single_file_is_grown_on(tiny_run: Path, plan: Plan, tmp_path: Path) -
     nacre.export_checkpoint(tiny_run / "stages" / "01", tmp_path / "one", "single")
     more = plan.model_copy(update={"start_from": str(tmp_path / "one"), "stages": plan.stages[1:2]})
     (record,) = nacre.grow(more, tmp_path / "run")
-    first = checkpoint.read_record(tiny_run / "stages" / "01")
+    first = files.read_record(tiny_run / "stages" / "01")
     assert record["parent"] == first["fingerprint"]
     assert first["weights"].keys() & record["frozen"].keys()
 

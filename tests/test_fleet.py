@@ -23,8 +23,9 @@ from nacre.errors import ConfigError
 from nacre.fleet import cluster, design, jobs, records, runner
 from nacre.fleet.jobs import Job
 from nacre.fleet.runner import FleetError, Outcome
-from nacre.train import checkpoint, folder
+from nacre.train import files
 from nacre.train.interruption import Interrupted
+from nacre.train.metrics import read_metrics
 from nacre.train.observer import Observer
 
 STEPS = 600  # of an expert that is stopped: it trains longer than a signal takes to reach it
@@ -482,7 +483,7 @@ def test_a_fleet_survives_a_stop_and_the_death_of_a_machine(
     fleet = ("fleet", "f.yaml", "--out", "f", "--address", head.address)
 
     def steps(run: str) -> list[int]:
-        return [m["step"] for m in folder.read_metrics(tmp_path / run) if "tokens_per_second" in m]
+        return [m["step"] for m in read_metrics(tmp_path / run) if "tokens_per_second" in m]
 
     thread = when(
         lambda: any((tmp_path / run / "state").exists() for run in "ab"),
@@ -512,7 +513,7 @@ def test_a_fleet_survives_a_stop_and_the_death_of_a_machine(
     assert max(found[f"expert-{run}"]["attempts"] for run in "ab") == 2
     assert "(attempt 2)" in err
     assert steps("a") == steps("b") == list(range(1, STEPS + 1))
-    one, other = (checkpoint.read_record(tmp_path / run / "stages" / "01") for run in "ab")
+    one, other = (files.read_record(tmp_path / run / "stages" / "01") for run in "ab")
     assert one["fingerprint"] == other["fingerprint"]
     assert "are the same expert" in found["twins"]["said"]
     assert found["twins"]["attempts"] == 1, "a mistake is not tried again"

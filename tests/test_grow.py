@@ -15,11 +15,13 @@ from safetensors import safe_open
 
 from nacre import tokenizer as tokenizers
 from nacre.errors import CheckpointError, ConfigError, FingerprintError
+from nacre.folders import METRICS
 from nacre.growth import budget, ledger
 from nacre.growth import plan as plans
-from nacre.train import checkpoint, folder
+from nacre.train import checkpoint, files
 from nacre.train.grow import grow
 from nacre.train.hooks import gains
+from nacre.train.metrics import read_metrics
 from nacre.train.observer import Observer
 
 MEASURED = ("tokens_per_second", "peak_memory_bytes")  # of a step: another value every time
@@ -37,7 +39,7 @@ print(repr(model(**ids).logits.double().sum().item()))
 
 
 def records(run: Path) -> list[dict]:
-    return [checkpoint.read_json(path / checkpoint.RECORD) for path in checkpoint.stages(run)]
+    return [files.read_json(path / files.RECORD) for path in files.stages(run)]
 
 
 def weights(stage: Path) -> dict[str, torch.Tensor]:
@@ -48,7 +50,7 @@ def test_every_stage_lowers_held_out_bits_per_byte(run: Path) -> None:
     bits = [record["validation"]["bits_per_byte"] for record in records(run)]
     assert bits == sorted(bits, reverse=True)
     assert len(set(bits)) == 3
-    start = folder.read_metrics(run)[0]["validation"]["bits_per_byte"]
+    start = read_metrics(run)[0]["validation"]["bits_per_byte"]
     assert bits[0] < start
 
 
@@ -87,7 +89,7 @@ def test_trainable_set_of_each_stage(run: Path) -> None:
 
 
 def test_ledger_names_every_tensor_with_its_hash(run: Path) -> None:
-    for path, record in zip(checkpoint.stages(run), records(run), strict=True):
+    for path, record in zip(files.stages(run), records(run), strict=True):
         stated = record["frozen"] | record["weights"]
         assert not record["frozen"].keys() & record["weights"].keys()
         assert stated == {n: ledger.tensor_hash(t) for n, t in weights(path).items()}
@@ -95,7 +97,7 @@ def test_ledger_names_every_tensor_with_its_hash(run: Path) -> None:
 
 
 def test_frozen_tensors_are_bit_identical_across_stages(run: Path) -> None:
-    first, second, third = (weights(path) for path in checkpoint.stages(run))
+    first, second, third = (weights(path) for path in files.stages(run))
     for name in first:
         frozen = name.startswith(("model.layers.0.", "model.embed_tokens."))
         assert torch.equal(first[name], second[name]) == frozen, name
@@ -106,7 +108,7 @@ def test_frozen_tensors_are_bit_identical_across_stages(run: Path) -> None:
 
 
 def test_frozen_shards_are_the_same_file(run: Path) -> None:
-    one, two, three = checkpoint.stages(run)
+    one, two, three = files.stages(run)
 
     def same(shard: str, a: Path, b: Path) -> bool:
         return (a / shard).samefile(b / shard)
@@ -124,7 +126,7 @@ def test_embedding_is_the_substrate(run: Path) -> None:
     from nacre.substrate import Substrate
 
     substrate = Substrate.load(run / "substrate")
-    rows = weights(checkpoint.stages(run)[-1])["model.embed_tokens.weight"]
+    rows = weights(files.stages(run)[-1])["model.embed_tokens.weight"]
     assert torch.equal(rows, torch.tensor(substrate.rows))
     assert records(run)[0]["substrate"] == substrate.fingerprint
 
@@ -146,7 +148,7 @@ def test_lineage(run: Path) -> None:
 
 
 def test_stage_loads_where_nacre_is_not_installed(run: Path) -> None:
-    stage = checkpoint.stages(run)[-1]
+    stage = files.stages(run)[-1]
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(stage)], capture_output=True, text=True
     )
@@ -159,7 +161,7 @@ def test_stage_loads_where_nacre_is_not_installed(run: Path) -> None:
 
 
 def test_metrics_have_each_step_once(run: Path) -> None:
-    lines = folder.read_metrics(run)
+    lines = read_metrics(run)
     steps = [(line["stage"], line["step"]) for line in lines if "loss" in line]
     assert steps == [(stage, step) for stage in (1, 2, 3) for step in range(1, 21)]
     evaluated = [(line["stage"], line["step"]) for line in lines if "validation" in line]
@@ -188,7 +190,7 @@ class Interrupt(Observer):
 def lines_without_times(out: Path) -> list[dict[str, Any]]:
     return [
         {key: value for key, value in line.items() if key not in MEASURED}
-        for line in folder.read_metrics(out)
+        for line in read_metrics(out)
     ]
 
 
@@ -231,14 +233,14 @@ def test_the_difference_named_is_one_that_matters(plan: plans.Plan, run: Path) -
 def test_damaged_metrics_do_not_stop_a_run(plan: plans.Plan, tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         grow(plan, tmp_path / "run", observer=Interrupt(1, 15))
-    with (tmp_path / "run" / folder.METRICS).open("ab") as file:
+    with (tmp_path / "run" / METRICS).open("ab") as file:
         file.write(b'5\n{"stage": \xff\n')
     grow(None, tmp_path / "run", resume=True)
-    assert folder.read_metrics(tmp_path / "run")[-1]["stage"] == 3
+    assert read_metrics(tmp_path / "run")[-1]["stage"] == 3
 
 
 def test_growing_from_a_stage_keeps_its_files(plan: plans.Plan, run: Path, tmp_path: Path) -> None:
-    base = checkpoint.stages(run)[1]
+    base = files.stages(run)[1]
     branch = plans.parse(
         {
             "from": str(base),
@@ -248,7 +250,7 @@ def test_growing_from_a_stage_keeps_its_files(plan: plans.Plan, run: Path, tmp_p
         }
     )
     (record,) = grow(branch, tmp_path / "branch")
-    stage = checkpoint.stages(tmp_path / "branch")[0]
+    stage = files.stages(tmp_path / "branch")[0]
     assert record["depth"] == 3
     assert record["growth"] == [[1, 1], [2, 1], [3, 1]]
     assert record["parent"] == records(run)[1]["fingerprint"]
@@ -308,7 +310,7 @@ def test_a_stage_follows_its_own_schedule(plan: plans.Plan, tmp_path: Path) -> N
         {"add_blocks": 1, "tokens": 2560},
     ]
     grow(plans.parse(data), tmp_path / "run")
-    lines = folder.read_metrics(tmp_path / "run")
+    lines = read_metrics(tmp_path / "run")
     rates = [[m["lr"] for m in lines if m["stage"] == n and "lr" in m] for n in (1, 2)]
     assert rates[0] == [1e-3] * 10
     assert rates[1][-1] < max(rates[1]) == plan.training.lr
@@ -322,7 +324,7 @@ def test_a_stage_of_budget_auto_ends_itself(plan: plans.Plan, tmp_path: Path) ->
     for number, record in enumerate((first, second), 1):
         steps = record["tokens"] // 256
         assert 20 * 1.25 <= steps < 80
-        trained = [m for m in folder.read_metrics(tmp_path / "run") if "lr" in m]
+        trained = [m for m in read_metrics(tmp_path / "run") if "lr" in m]
         assert max(m["step"] for m in trained if m["stage"] == number) == steps
         last = [m["lr"] for m in trained if m["stage"] == number][-steps // 5 :]
         assert last == sorted(last, reverse=True)
@@ -368,7 +370,7 @@ def test_stages_that_reopen_blocks_or_grow_in_the_middle(precision: str, tmp_pat
     assert changed == set(found[2]["trainable"])
     assert all(
         ledger.tensor_hash(tensor) == (record["frozen"] | record["weights"])[name]
-        for path, record in zip(checkpoint.stages(out), found, strict=True)
+        for path, record in zip(files.stages(out), found, strict=True)
         for name, tensor in weights(path).items()
     )
     assert (

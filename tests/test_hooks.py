@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from nacre.train import checkpoint
+from nacre.train import files
 from nacre.train.hooks import RECENT, hooks
 from nacre.train.interruption import Stop
 from nacre.train.observer import Observer
@@ -50,8 +50,8 @@ def test_a_young_stage_does_not_jump(tmp_path: Path) -> None:
 def test_a_stage_below_may_have_no_measured_loss(tmp_path: Path) -> None:
     record = {"stage": 0, "frozen": {}, "weights": {}, "growth": [], "fingerprint": "f"}
     for said in ({}, {"validation": None}):
-        checkpoint.write_json(tmp_path / checkpoint.RECORD, record | said)
-        assert loss_of(Below(tmp_path, checkpoint.read_record(tmp_path))) is None
+        files.write_json(tmp_path / files.RECORD, record | said)
+        assert loss_of(Below(tmp_path, files.read_record(tmp_path))) is None
 
 
 def test_a_step_that_was_left_out_is_said(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from nacre.errors import NacreError
 from nacre.evaluate import benchmarks, results
 from nacre.growth import plan
 from nacre.substrate import Substrate
-from nacre.train import checkpoint, state, verify
+from nacre.train import checkpoint, files, state, verify
 resource.setrlimit(resource.RLIMIT_DATA, (6 * 2**30, 6 * 2**30))
 torch.set_num_threads(1)
 try:
@@ -359,7 +359,7 @@ def a_ledger_that_is_a_device(stage: Path, outside: Path) -> None:
     (stage / "stage.json").symlink_to("/dev/zero")
 
 
-@case("checkpoint.read_record(Path({!r}))", "'frozen.x': input should be a valid string")
+@case("files.read_record(Path({!r}))", "'frozen.x': input should be a valid string")
 def a_ledger_of_other_kinds(stage: Path, outside: Path) -> None:
     edit(stage / "stage.json", frozen={"x": 5})
 

@@ -10,8 +10,8 @@ from hosts import Host, available, hosts
 
 from nacre import config
 from nacre.growth import plan as plans
-from nacre.train import folder
 from nacre.train.grow import grow
+from nacre.train.metrics import read_metrics
 
 pytestmark = [
     pytest.mark.slow,
@@ -40,14 +40,14 @@ def alone(plan_file: Path) -> list[float]:
 
 
 def losses(out: Path) -> list[float]:
-    lines = folder.read_metrics(out)
+    lines = read_metrics(out)
     return [m["loss"] if "loss" in m else m["validation"]["loss"] for m in lines]
 
 
 def wait_for_step(out: Path, step: int) -> None:
     """Wait until a run has made some steps."""
     until = time.monotonic() + PATIENT
-    while len(folder.read_metrics(out)) < step:
+    while len(read_metrics(out)) < step:
         assert time.monotonic() < until, "the run did not begin"
         time.sleep(0.2)
 
@@ -80,7 +80,7 @@ def test_a_host_that_dies_is_replaced(plan_file: Path, alone: list[float], tmp_p
         ended = [each.wait(PATIENT) for each in (lasting, replaced)]
         assert ended == [0, 0], (tmp_path / "log.txt").read_text()
     assert losses(out) == pytest.approx(alone, abs=1e-3)
-    steps = [(m["stage"], m["step"]) for m in folder.read_metrics(out) if "lr" in m]
+    steps = [(m["stage"], m["step"]) for m in read_metrics(out) if "lr" in m]
     assert steps == [(stage, step) for stage in (1, 2) for step in range(1, STEPS + 1)]
 
 

@@ -24,7 +24,7 @@ from nacre import hub as client
 from nacre.composition import load_any
 from nacre.errors import CheckpointError, ConfigError
 from nacre.substrate import Substrate
-from nacre.train import checkpoint
+from nacre.train import files
 
 # How the hub's own client sends large files.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -108,7 +108,7 @@ def test_the_card_says_where_it_comes_from(
     code, _, err = command("push", run, "--to", "pearl/tiny", "--license", "cc-by-4.0")
     assert (code, "stage: main" in err) == (0, True)
     card = hub.repositories["pearl/tiny"].tree()["README.md"]
-    record = checkpoint.read_record(run / "stages" / "03")
+    record = files.read_record(run / "stages" / "03")
     about = front(card)
     assert about["license"] == "cc-by-4.0"
     assert about["library_name"] == "transformers"
@@ -116,7 +116,7 @@ def test_the_card_says_where_it_comes_from(
     assert f"| Parameters | {record['total_parameters']:,} |" in text
     assert f"{record['active_parameters']:,}" in text
     for number in (1, 2, 3):
-        stage = checkpoint.read_record(run / "stages" / f"0{number}")
+        stage = files.read_record(run / "stages" / f"0{number}")
         assert f"`{stage['fingerprint'][:16]}`" in text, "lineage"
     assert "- `default`" in text, "data"
     assert record["corpus"] in text
@@ -259,7 +259,7 @@ def test_commands_read_what_was_pushed(hub: Hub, tiny_run: Path, command: Comman
     other = tiny_run / "stages" / "01"
     record = nacre.compose(["hf:pearl/tiny", other], tmp_path / "both", bundle=True)
     assert [expert["name"] for expert in record["experts"]] == ["tiny-1", "tiny-2"]
-    newest = checkpoint.read_record(tiny_run / "stages" / "03")["fingerprint"]
+    newest = files.read_record(tiny_run / "stages" / "03")["fingerprint"]
     assert record["experts"][0]["fingerprint"] == newest, "it came with its ledger"
     assert all(path.stat().st_size for path in (tmp_path / "both").rglob("*.safetensors"))
     more = plan.model_copy(update={"start_from": "hf:pearl/tiny", "stages": plan.stages[1:2]})

@@ -17,9 +17,11 @@ from safetensors import SafetensorError
 
 from nacre import config
 from nacre.errors import ConfigError
+from nacre.folders import PLAN
 from nacre.growth import plan as plans
-from nacre.train import checkpoint, folder, interruption, state
+from nacre.train import checkpoint, files, folder, interruption, state
 from nacre.train.grow import grow
+from nacre.train.metrics import read_metrics
 from nacre.train.observer import Observer
 
 
@@ -35,7 +37,7 @@ class Sends(Observer):
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    return checkpoint.load_model(checkpoint.stages(run)[-1]).state_dict()
+    return checkpoint.load_model(files.stages(run)[-1]).state_dict()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -55,7 +57,7 @@ def test_a_signal_saves_and_the_run_ends_as_if_there_was_none(
     grow(None, out, resume=True)
     again, whole = weights(out), weights(run)
     assert all(torch.equal(again[name], whole[name]) for name in whole)
-    steps = [(m["stage"], m["step"]) for m in folder.read_metrics(out) if "lr" in m]
+    steps = [(m["stage"], m["step"]) for m in read_metrics(out) if "lr" in m]
     assert len(steps) == len(set(steps)) == 60
 
 
@@ -96,7 +98,7 @@ def test_two_processes_do_not_write_one_run(plan: plans.Plan, tmp_path: Path) ->
     assert str(error.value) == (
         f"--out: another process is writing to {out} (wait until it ends, or stop it)"
     )
-    assert not (out / folder.PLAN).exists()
+    assert not (out / PLAN).exists()
     with folder.held(out):
         pass
 
@@ -148,7 +150,7 @@ def test_a_disk_that_fails_is_the_systems_error(
     error: Exception, code: int, tmp_path: Path
 ) -> None:
     said = re.escape(os.strerror(code))
-    with pytest.raises(OSError, match=said) as caught, checkpoint.new_folder(tmp_path / "new"):
+    with pytest.raises(OSError, match=said) as caught, files.new_folder(tmp_path / "new"):
         raise error
     assert caught.value.errno == code
     assert caught.value.filename == str(tmp_path / "new")

@@ -15,6 +15,7 @@ from conftest import Command
 
 import nacre
 from nacre.train import folder
+from nacre.train.metrics import rewind_metrics
 
 
 def copy(run: Path, target: Path) -> Path:
@@ -52,7 +53,7 @@ def test_hard_links_count_once(runs: Path) -> None:
 def test_an_interrupted_run_and_its_tokens(runs: Path) -> None:
     before = nacre.list_folder(runs).runs[0].tokens
     shutil.rmtree(runs / "one" / "stages" / "03")
-    folder.rewind_metrics(runs / "one", 3, 1)
+    rewind_metrics(runs / "one", 3, 1)
     (run,) = nacre.list_folder(runs).runs
     assert (run.state, run.stages, run.depth) == ("interrupted", 2, 2)
     done = [

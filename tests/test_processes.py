@@ -14,8 +14,9 @@ from nacre import processes
 from nacre.errors import FirstFailed, NacreError
 from nacre.growth import plan as plans
 from nacre.growth.plan import Plan
-from nacre.train import checkpoint, folder
+from nacre.train import files
 from nacre.train.grow import grow
+from nacre.train.metrics import read_metrics
 from nacre.train.observer import Observer
 from nacre.train.verify import verify
 
@@ -47,12 +48,12 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def losses(out: Path) -> list[float]:
     """Every training and held-out loss of a run, in order."""
-    lines = folder.read_metrics(out)
+    lines = read_metrics(out)
     return [m["loss"] if "loss" in m else m["validation"]["loss"] for m in lines]
 
 
 def records(out: Path) -> list[dict[str, Any]]:
-    return [checkpoint.read_record(stage) for stage in checkpoint.stages(out)]
+    return [files.read_record(stage) for stage in files.stages(out)]
 
 
 @pytest.mark.parametrize(("count", "shard"), [(2, "none"), (4, "crown"), (2, "all")])
@@ -89,10 +90,10 @@ def test_a_run_goes_on_with_another_number_of_processes(
     out, plan = tmp_path / "run", short("all")
     ended = launch(before, lambda: grow(plan, out, observer=Stops(stage, 5)))
     assert ended[0] == 9
-    assert len(checkpoint.stages(out)) == stage - 1
+    assert len(files.stages(out)) == stage - 1
     assert launch(after, lambda: grow(None, out, resume=True)) == [0] * after
     assert losses(out) == pytest.approx(losses(alone), abs=TOLERANCE)
-    steps = [(m["stage"], m["step"]) for m in folder.read_metrics(out) if "lr" in m]
+    steps = [(m["stage"], m["step"]) for m in read_metrics(out) if "lr" in m]
     assert steps == [(stage, step) for stage in (1, 2, 3) for step in range(1, 7)]
 
 

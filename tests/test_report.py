@@ -25,7 +25,7 @@ from nacre.errors import CheckpointError
 from nacre.report.canvas import LIGHT
 from nacre.report.charts import draw_bits, draw_loss, draw_resources, smooth
 from nacre.report.page import chain
-from nacre.train import checkpoint
+from nacre.train.files import write_json
 
 PNG = b"\x89PNG\r\n\x1a\n"
 CHARTS = ["bits-per-byte.png", "loss.png", "resources.png"]
@@ -153,8 +153,8 @@ class RunBuilder:
         folder = self.path / "stages" / f"{stage:02d}"
         folder.mkdir(parents=True)
         record |= {"growth": []}
-        checkpoint.write_json(folder / "stage.json", record)
-        checkpoint.write_json(folder / "config.json", {"num_hidden_layers": record["depth"]})
+        write_json(folder / "stage.json", record)
+        write_json(folder / "config.json", {"num_hidden_layers": record["depth"]})
         self.records.append(record)
         return record
 
@@ -264,7 +264,7 @@ def test_a_ledger_that_does_not_fit_is_shown(run: RunBuilder) -> None:
     assert chain(report.load_run(run.path)).startswith("Every frozen tensor has the hash")
     record = run.records[1]
     record["frozen"]["layers.0.weight"] = digest("something else")
-    checkpoint.write_json(run.path / "stages" / "02" / "stage.json", record)
+    write_json(run.path / "stages" / "02" / "stage.json", record)
     text = chain(report.load_run(run.path))
     assert "The ledgers do not fit together: at stage 2 1 of 4 frozen tensors differ" in text
     assert report.ledger_table(run.records)[1]["as below"] == "3 of 4"
@@ -443,7 +443,7 @@ def test_depth_over_a_checkpoint_is_known_from_the_first_record(tmp_path: Path) 
     report.write(run.path)
     record = run.finish(1)
     record["depth"] = 15
-    checkpoint.write_json(run.path / "stages" / "01" / "stage.json", record)
+    write_json(run.path / "stages" / "01" / "stage.json", record)
     files = report.load_run(run.path)
     assert [files.depth(stage) for stage in (1, 2, 3)] == [15, 18, 21]
 
@@ -459,7 +459,7 @@ def test_a_run_that_diverged_is_still_reported(run: RunBuilder) -> None:
     nan = float("nan")
     run.log({"stage": 3, "loss": nan, "step": 41, "tokens": 41 * run.batch})
     run.records[2]["validation"] = {"loss": nan, "perplexity": nan, "bits_per_byte": nan}
-    checkpoint.write_json(run.path / "stages" / "03" / "stage.json", run.records[2])
+    write_json(run.path / "stages" / "03" / "stage.json", run.records[2])
     page = read_page(report.write(run.path))
     assert page.tables[0][3][5:7] == ["nan", "nan"]
 
@@ -536,7 +536,7 @@ def test_smooth_is_the_mean_of_what_is_near() -> None:
 
 def test_a_stage_that_is_another_is_named(run: RunBuilder) -> None:
     record = run.records[0] | {"stage": 3}
-    checkpoint.write_json(run.path / "stages" / "01" / "stage.json", record)
+    write_json(run.path / "stages" / "01" / "stage.json", record)
     with pytest.raises(CheckpointError, match=r"01/stage\.json: damaged: it is of stage 3"):
         report.write(run.path)
 
@@ -555,7 +555,7 @@ def test_a_record_of_another_kind_is_named(
 ) -> None:
     record = run.records[0] | change
     record = {key: value for key, value in record.items() if value is not ...}
-    checkpoint.write_json(run.path / "stages" / "01" / "stage.json", record)
+    write_json(run.path / "stages" / "01" / "stage.json", record)
     with pytest.raises(CheckpointError, match=rf"01/stage\.json: damaged: {message}"):
         report.write(run.path)
 

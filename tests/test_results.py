@@ -18,7 +18,7 @@ from nacre import composition
 from nacre.errors import CheckpointError, FingerprintError
 from nacre.evaluate import results
 from nacre.evaluate.scores import Score
-from nacre.train import checkpoint
+from nacre.train import files
 
 IDENTITY = {"fingerprint": "f", "task": "copy", "version": "1", "settings": {"seed": 0}}
 
@@ -134,7 +134,7 @@ def test_what_was_done_is_found_and_the_newest_counts() -> None:
 
 
 def test_results_are_the_runs_or_stand_beside_the_checkpoint(tmp_path: Path, run: Path) -> None:
-    (stage, *_) = checkpoint.stages(run)
+    (stage, *_) = files.stages(run)
     assert results.home(stage) == run.resolve() / "evaluations.jsonl"
     (tmp_path / "link").symlink_to(stage)
     assert results.home(tmp_path / "link") == run.resolve() / "evaluations.jsonl"
@@ -150,19 +150,19 @@ def test_results_are_the_runs_or_stand_beside_the_checkpoint(tmp_path: Path, run
 def test_a_stages_fingerprint_is_that_of_its_tensors_and_configuration(
     run: Path, tmp_path: Path
 ) -> None:
-    stages = checkpoint.stages(run)
+    stages = files.stages(run)
     assert len({results.fingerprint(stage) for stage in stages}) == 3
     copy = shutil.copytree(stages[0], tmp_path / "copy")
     first = results.fingerprint(stages[0])
     assert results.fingerprint(copy) == first, "where it is does not count"
-    record = checkpoint.read_record(copy)
-    checkpoint.write_json(copy / "stage.json", record | {"seconds": 0})
+    record = files.read_record(copy)
+    files.write_json(copy / "stage.json", record | {"seconds": 0})
     assert results.fingerprint(copy) == first, "what does not compute does not count"
-    config = checkpoint.read_json(copy / "config.json")
+    config = files.read_json(copy / "config.json")
     config["rope_parameters"] = config["rope_parameters"] | {"rope_theta": 500.0}
-    checkpoint.write_json(copy / "config.json", config)
+    files.write_json(copy / "config.json", config)
     turned = results.fingerprint(copy)
-    checkpoint.write_json(copy / "stage.json", record | {"fingerprint": "0" * 64})
+    files.write_json(copy / "stage.json", record | {"fingerprint": "0" * 64})
     assert len({first, turned, results.fingerprint(copy)}) == 3
     composition.compose([stages[0], stages[1]], tmp_path / "both")
     both = results.fingerprint(tmp_path / "both")
@@ -190,7 +190,7 @@ def test_a_foreign_folders_fingerprint_is_that_of_its_files(tmp_path: Path, pico
 def test_a_compositions_fingerprint_is_that_of_experts_rule_and_what_was_trained(
     tmp_path: Path, run: Path
 ) -> None:
-    stages = checkpoint.stages(run)[:2]
+    stages = files.stages(run)[:2]
     one, two, other, bundle = (tmp_path / name for name in ("one", "two", "other", "bundle"))
     composition.compose(stages, one, "posterior", names=["a", "b"])
     composition.compose(stages, two, "posterior", names=["c", "d"])
@@ -200,14 +200,14 @@ def test_a_compositions_fingerprint_is_that_of_experts_rule_and_what_was_trained
     assert results.fingerprint(two) == results.fingerprint(bundle) == first
     assert results.fingerprint(other) != first
     for name in ("config.json", "composition.json"):
-        data = checkpoint.read_json(two / name)
+        data = files.read_json(two / name)
         data["experts"].reverse()
-        checkpoint.write_json(two / name, data)
+        files.write_json(two / name, data)
     assert results.fingerprint(two) != first, "rules may have a number for each"
 
 
 def test_a_composition_of_foreign_experts_follows_their_files(tmp_path: Path, run: Path) -> None:
-    stage = checkpoint.stages(run)[0]
+    stage = files.stages(run)[0]
     for name in ("a", "b"):
         shutil.copytree(stage, tmp_path / name)
         (tmp_path / name / "stage.json").unlink()
@@ -221,9 +221,9 @@ def test_a_composition_of_foreign_experts_follows_their_files(tmp_path: Path, ru
 
 
 def test_a_composition_whose_expert_changed_has_none(tmp_path: Path, run: Path) -> None:
-    shutil.copytree(checkpoint.stages(run)[0], tmp_path / "a")
-    composition.compose([tmp_path / "a", checkpoint.stages(run)[1]], tmp_path / "both")
-    record = checkpoint.read_json(tmp_path / "a" / "stage.json")
-    checkpoint.write_json(tmp_path / "a" / "stage.json", record | {"fingerprint": "0" * 64})
+    shutil.copytree(files.stages(run)[0], tmp_path / "a")
+    composition.compose([tmp_path / "a", files.stages(run)[1]], tmp_path / "both")
+    record = files.read_json(tmp_path / "a" / "stage.json")
+    files.write_json(tmp_path / "a" / "stage.json", record | {"fingerprint": "0" * 64})
     with pytest.raises(FingerprintError, match="it was changed after composing"):
         results.fingerprint(tmp_path / "both")

@@ -16,13 +16,15 @@ from nacre.errors import (
     DivergedError,
     FingerprintError,
 )
+from nacre.folders import METRICS, RUN
 from nacre.growth import plan as plans
-from nacre.train import checkpoint, folder
+from nacre.train import checkpoint, files, folder
 from nacre.train.grow import grow
+from nacre.train.metrics import NewMetrics, append_metrics, rewind_metrics
 
 
 def records(run: Path) -> list[dict]:
-    return [checkpoint.read_json(path / checkpoint.RECORD) for path in checkpoint.stages(run)]
+    return [files.read_json(path / files.RECORD) for path in files.stages(run)]
 
 
 def weights(stage: Path) -> dict[str, torch.Tensor]:
@@ -50,9 +52,9 @@ def test_what_a_run_left_that_died_before_it_had_a_plan_is_no_other_file(
 
 
 def test_new_metrics_are_read_once_and_a_new_file_from_its_beginning(tmp_path: Path) -> None:
-    metrics, path = folder.NewMetrics(tmp_path), tmp_path / folder.METRICS
+    metrics, path = NewMetrics(tmp_path), tmp_path / METRICS
     assert metrics.read() == []
-    folder.append_metrics(tmp_path, {"stage": 1, "step": 1})
+    append_metrics(tmp_path, {"stage": 1, "step": 1})
     with path.open("a") as file:
         file.write('{"stage": 1, "st')
     assert [line["step"] for line in metrics.read()] == [1]
@@ -60,8 +62,8 @@ def test_new_metrics_are_read_once_and_a_new_file_from_its_beginning(tmp_path: P
     with path.open("a") as file:
         file.write('ep": 2}\n')
     assert [line["step"] for line in metrics.read()] == [2]
-    folder.rewind_metrics(tmp_path, 1, 1)
-    folder.append_metrics(tmp_path, {"stage": 1, "step": 2, "again": True})
+    rewind_metrics(tmp_path, 1, 1)
+    append_metrics(tmp_path, {"stage": 1, "step": 2, "again": True})
     assert [line["step"] for line in metrics.read()] == [1, 2]
 
 
@@ -104,7 +106,7 @@ def test_overwriting_a_run(plan: plans.Plan, tmp_path: Path) -> None:
     short = plan.model_copy(update={"stages": plan.stages[:2]})
     grow(short, tmp_path / "run")
     grow(short.model_copy(update={"stages": plan.stages[:1]}), tmp_path / "run", overwrite=True)
-    assert len(checkpoint.stages(tmp_path / "run")) == 1
+    assert len(files.stages(tmp_path / "run")) == 1
 
 
 def test_missing_data_leaves_no_folder(plan: plans.Plan, tmp_path: Path) -> None:
@@ -201,7 +203,7 @@ def test_growing_a_foreign_checkpoint(plan: plans.Plan, run: Path, tmp_path: Pat
     assert (record["depth"], record["trunk_mode"], record["parent"]) == (
         3,
         "whole",
-        checkpoint.read_json(tmp_path / "run" / "base" / "stage.json")["fingerprint"],
+        files.read_json(tmp_path / "run" / "base" / "stage.json")["fingerprint"],
     )
     before = checkpoint.load_model(base).state_dict()
     after = weights(tmp_path / "run" / "stages" / "01")
@@ -241,11 +243,11 @@ def test_resuming_on_other_text_is_refused(plan: plans.Plan, tmp_path: Path) -> 
 
 def test_a_failed_resume_deletes_nothing(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
-    (tmp_path / "run" / folder.RUN).unlink()
+    (tmp_path / "run" / RUN).unlink()
     (tmp_path / "run" / "tokenizer" / "tokenizer.json").write_text("damaged")
     with pytest.raises(ConfigError):
         grow(None, tmp_path / "run", resume=True)
-    assert len(checkpoint.stages(tmp_path / "run")) == 3
+    assert len(files.stages(tmp_path / "run")) == 3
 
 
 def test_a_missing_stage_is_noticed(run: Path, tmp_path: Path) -> None:
@@ -259,8 +261,8 @@ def test_stages_are_in_order_beyond_99(tmp_path: Path) -> None:
     for number in range(1, 102):
         folder_ = tmp_path / "stages" / f"{number:02d}"
         folder_.mkdir(parents=True)
-        (folder_ / checkpoint.RECORD).write_text("{}")
-    assert [int(path.name) for path in checkpoint.stages(tmp_path)] == list(range(1, 102))
+        (folder_ / files.RECORD).write_text("{}")
+    assert [int(path.name) for path in files.stages(tmp_path)] == list(range(1, 102))
 
 
 def test_a_damaged_record(plan: plans.Plan, run: Path, tmp_path: Path) -> None:
@@ -299,7 +301,7 @@ def test_training_that_diverges_says_so(plan: plans.Plan, tmp_path: Path) -> Non
 
 
 def test_a_stages_tokenizer_is_its_own(run: Path, tmp_path: Path) -> None:
-    one, two, _ = checkpoint.stages(run)
+    one, two, _ = files.stages(run)
     assert not (one / "tokenizer.json").samefile(two / "tokenizer.json"), "users rewrite these"
 
 
@@ -313,6 +315,6 @@ def test_a_stages_tokenizer_is_its_own(run: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_run_record_of_another_kind(fingerprints: object, message: str, tmp_path: Path) -> None:
-    checkpoint.write_json(tmp_path / folder.RUN, {"fingerprints": fingerprints})
+    files.write_json(tmp_path / RUN, {"fingerprints": fingerprints})
     with pytest.raises(CheckpointError, match=rf"run\.json: damaged: {message}"):
         folder.check_parts(tmp_path, {"tokenizer": "a", "substrate": "b", "corpora": {}})

@@ -16,7 +16,8 @@ from nacre.errors import CheckpointError, ConfigError, FingerprintError
 from nacre.growth import plan as plans
 from nacre.study import page, results, runner
 from nacre.study.design import Claim, Evaluation, parse
-from nacre.train import checkpoint, folder
+from nacre.train import files
+from nacre.train.metrics import read_metrics
 
 PLAN: dict[str, Any] = {
     "tokenizer": {"size": 512},
@@ -187,7 +188,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[studies.Study, Path]
 def test_every_run_is_the_growth_of_its_plan(made: tuple[studies.Study, Path]) -> None:
     study, out = made
     for run in study.runs(out):
-        records = [checkpoint.read_record(path) for path in checkpoint.stages(run.folder)]
+        records = [files.read_record(path) for path in files.stages(run.folder)]
         assert [record["tokens"] for record in records] == [s.tokens for s in run.plan.stages]
         assert records[-1]["plan"] == run.plan.fingerprint()
 
@@ -203,9 +204,9 @@ def test_tokenizer_and_tokens_are_made_once_though_runs_begin_side_by_side(
 def test_equal_first_stages_are_made_once(made: tuple[studies.Study, Path]) -> None:
     study, out = made
     _, grown, zero = study.runs(out)
-    one, other = (checkpoint.stages(run.folder)[0] / "head.safetensors" for run in (grown, zero))
+    one, other = (files.stages(run.folder)[0] / "head.safetensors" for run in (grown, zero))
     assert one.stat().st_ino == other.stat().st_ino
-    lines = [folder.read_metrics(run.folder) for run in (grown, zero)]
+    lines = [read_metrics(run.folder) for run in (grown, zero)]
     first = [[line for line in each if line["stage"] == 1] for each in lines]
     assert first[0] == first[1] != []
     assert all(any(line["stage"] == 2 for line in each) for each in lines)
@@ -213,9 +214,9 @@ def test_equal_first_stages_are_made_once(made: tuple[studies.Study, Path]) -> N
 
 def test_a_study_that_was_run_runs_nothing_again(made: tuple[studies.Study, Path]) -> None:
     study, out = made
-    files = {path: path.stat().st_mtime_ns for path in out.rglob("stage.json")}
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("stage.json")}
     studies.run(study, out)
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("stage.json")} == files
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("stage.json")} == times
 
 
 def test_a_changed_arm_needs_another_folder(made: tuple[studies.Study, Path]) -> None:
@@ -290,7 +291,7 @@ def test_the_page_says_that_runs_were_made_side_by_side_otherwise(
     try:
         found = studies.read_results(study, out)
     finally:
-        checkpoint.write_json(study.runs(out)[0].folder / runner.JOBS, {"jobs": [2]})
+        files.write_json(study.runs(out)[0].folder / runner.JOBS, {"jobs": [2]})
     assert found["runs"][0]["jobs"] == [1, 2]
     assert "(made 1 and 2 side by side: wall-clock does not compare)" in page.about(found)
 
@@ -338,8 +339,8 @@ def test_a_runs_costs_are_those_of_its_stages(made: tuple[studies.Study, Path]) 
     study, out = made
     found = studies.read_results(study, out)
     row = next(row for row in found["runs"] if row["arm"] == "grown")
-    paths = checkpoint.stages(study.runs(out)[1].folder)
-    records = [checkpoint.read_record(path) for path in paths]
+    paths = files.stages(study.runs(out)[1].folder)
+    records = [files.read_record(path) for path in paths]
     assert row["tokens"] == 2048
     for cost in ("flops", "seconds"):
         assert row[cost] == pytest.approx(sum(record[cost] for record in records))

@@ -38,6 +38,7 @@ from nacre.models import stock
 from nacre.models.composed import TRAINED_FILE, ComposedConfig, ComposedForCausalLM
 from nacre.models.rules import Rule
 from nacre.train import checkpoint
+from nacre.train.files import read_record
 from nacre.train.grow import grow
 
 TEXT = {"low": "abcdefghijklm ", "high": "zyxwvutsrqpon "}
@@ -164,7 +165,7 @@ def test_training_helps_and_leaves_the_experts_alone(
     before, after = (trained["validation"][when]["loss"] for when in ("before", "after"))
     assert after < before - 0.3
     assert all(path.read_bytes() == content for path, content in files.items())
-    stages = {name: checkpoint.read_record(place.root / name / "stages" / "01") for name in TEXT}
+    stages = {name: read_record(place.root / name / "stages" / "01") for name in TEXT}
     for name, stage in stages.items():
         hashes = stage["frozen"] | stage["weights"]
         kept = [n for n in hashes if not (heads and n.startswith("lm_head."))]

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from nacre import composition
 from nacre.errors import CheckpointError, ConfigError, NacreError, Problem, nearest
 from nacre.train import checkpoint, foreign
+from nacre.train.files import new_folder, read_json, write_json
 
 TOKENIZER = "tokenizer_config.json"
 SMALL_FILES = (".json", ".txt", ".model", ".jinja", ".md")
@@ -51,7 +52,7 @@ def export(
     if problems:
         raise ConfigError(problems)
     checkpoint.load_config(path)
-    with checkpoint.new_folder(folder) as partial:
+    with new_folder(folder) as partial:
         TARGETS[target](path, partial, converter)
         files = {
             file.relative_to(partial).as_posix(): file.stat().st_size
@@ -96,19 +97,19 @@ def _single(path: Path, out: Path, _: Any = None) -> None:
                 tensors |= {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{file}: cannot be read: {error}") from None
-    config = checkpoint.read_json(path / "config.json")
+    config = read_json(path / "config.json")
     for now, former in FORMER_TENSORS.get(config["model_type"], {}).items():
         tensors = {_renamed(name, now, former): tensor for name, tensor in tensors.items()}
     save_file(tensors, out / foreign.WEIGHTS, metadata={"format": "pt"})
     for file in sorted(path.iterdir()):
         if file.suffix in SMALL_FILES and file.name != checkpoint.INDEX:
             shutil.copyfile(file, out / file.name)
-    checkpoint.write_json(out / "config.json", _former_names(config) | config)
+    write_json(out / "config.json", _former_names(config) | config)
     if (out / TOKENIZER).exists():
-        settings = checkpoint.read_json(out / TOKENIZER)
+        settings = read_json(out / TOKENIZER)
         if settings.get("tokenizer_class") == "TokenizersBackend":
             settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-            checkpoint.write_json(out / TOKENIZER, settings)
+            write_json(out / TOKENIZER, settings)
 
 
 def _renamed(name: str, now: str, former: str) -> str:

@@ -26,7 +26,7 @@ from transformers import (
 from nacre import composition
 from nacre import tokenizer as tokenizers
 from nacre.errors import CheckpointError, ConfigError, Problem
-from nacre.train import checkpoint
+from nacre.train import checkpoint, files
 
 NEW_TOKENS = 100
 COLORS = ("cyan", "magenta", "yellow", "green", "blue", "red")
@@ -103,12 +103,10 @@ def generate_at_depths(
     """Yield (stage record, continuation of `prompt`) for every finished stage of a run."""
     sampling = sampling or Sampling()
     sampling.options()
-    folders = checkpoint.stages(Path(run))
+    folders = files.stages(Path(run))
     if not folders:
         raise CheckpointError(f"{run}: holds no stages (--depths needs a run folder)")
-    return (
-        (checkpoint.read_stage(path), "".join(generate(path, prompt, sampling))) for path in folders
-    )
+    return ((files.read_stage(path), "".join(generate(path, prompt, sampling))) for path in folders)
 
 
 def trace(path: str | Path, prompt: str, sampling: Sampling | None = None) -> list[dict[str, Any]]:

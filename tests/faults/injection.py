@@ -28,8 +28,10 @@ from nacre.errors import NacreError
 from nacre.growth import outputs
 from nacre.growth import plan as plans
 from nacre.growth.plan import Plan
-from nacre.train import checkpoint, folder, loop, state
+from nacre.train import checkpoint, folder, hooks, loop, state
 from nacre.train import grow as growing
+from nacre.train.files import read_record, stages
+from nacre.train.metrics import read_metrics
 from nacre.train.observer import Observer
 
 MEASURED = ("tokens_per_second", "peak_memory_bytes")  # of a step: another value every time
@@ -55,7 +57,7 @@ REGIONS: dict[str, tuple[ModuleType, str]] = {
     "the run's folder": (folder, "make"),
     "tokenizer, tokens, substrate": (growing, "make_parts"),
     "a step": (loop, "train_step"),
-    "a line of metrics": (folder, "append_metrics"),
+    "a line of metrics": (hooks, "append_metrics"),
     "a save": (state, "save"),
     "a cache build": (outputs, "build"),
     "a LoRA merge": (growing, "certify_merge"),
@@ -322,13 +324,13 @@ def redone(reached: tuple[int, int], again: tuple[int, int]) -> int:
 
 def result(out: Path) -> dict[str, Any]:
     """Return what a growth must end in, whatever happened: tensors, scores, metrics."""
-    records = [checkpoint.read_record(stage) for stage in checkpoint.stages(out)]
+    records = [read_record(stage) for stage in stages(out)]
     kept = ("stage", "tokens", "validation", "history", "cursor", "parent", "fingerprint")
     return {
         "tensors": [record["frozen"] | record["weights"] for record in records],
         "records": [{key: record[key] for key in kept} for record in records],
         "metrics": [
             {key: value for key, value in line.items() if key not in MEASURED}
-            for line in folder.read_metrics(out)
+            for line in read_metrics(out)
         ],
     }

@@ -30,7 +30,7 @@ from injection import (
 )  # fmt: skip
 
 from nacre.growth.plan import Plan
-from nacre.train import checkpoint
+from nacre.train import files
 from nacre.train.verify import verify
 
 pytestmark = [
@@ -62,7 +62,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
 
 def modes(out: Path) -> list[str]:
     """Return how every stage's trunk ran: one is chosen by measuring."""
-    records = [checkpoint.read_record(stage) for stage in checkpoint.stages(out)]
+    records = [files.read_record(stage) for stage in files.stages(out)]
     return [record["trunk_mode"] for record in records]
 
 

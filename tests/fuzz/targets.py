@@ -20,7 +20,7 @@ import mutation
 import torch
 import yaml
 
-from nacre import composition, config, tokenizer_files
+from nacre import composition, config, folders, tokenizer_files
 from nacre import study as studies
 from nacre import tokenizer as tokenizers
 from nacre.data import TokenStore, corpus, shards, tokenize
@@ -33,7 +33,7 @@ from nacre.models import stock
 from nacre.report import files as report_files
 from nacre.report import tables as report_tables
 from nacre.substrate import Substrate, SubstrateRecipe
-from nacre.train import checkpoint, folder, foreign, schema, state, verify
+from nacre.train import checkpoint, files, folder, foreign, metrics, schema, state, verify
 from nacre.untrusted import as_object, parse_json
 
 TEXT = "A pearl grows layer by layer, and each layer is thin. 12 shells lie under water.\n"
@@ -233,9 +233,7 @@ def make_stage(root: Path, seed: int) -> None:
     checkpoint.save_weights(model, root, [(1, 1)])
     tokenizer.save_pretrained(root)
     hashes = {name: ledger.tensor_hash(tensor) for name, tensor in model.state_dict().items()}
-    checkpoint.write_json(
-        root / checkpoint.RECORD, record(hashes, tokenizers.fingerprint(tokenizer))
-    )
+    files.write_json(root / files.RECORD, record(hashes, tokenizers.fingerprint(tokenizer)))
 
 
 def record(hashes: dict[str, str], tokenizer: str) -> dict[str, Any]:
@@ -258,7 +256,7 @@ def _checkpoints(root: Path) -> dict[str, Target]:
     make_stage(root, 0)
     configuration = json.loads((root / "config.json").read_text())
     index = json.loads((root / checkpoint.INDEX).read_text())
-    stage = json.loads((root / checkpoint.RECORD).read_text())
+    stage = json.loads((root / files.RECORD).read_text())
     shard = root / "head.safetensors"
     sound = shard.read_bytes()
     whole_config, whole_index = (
@@ -296,9 +294,9 @@ def _checkpoints(root: Path) -> dict[str, Target]:
         checkpoint.load_model(root)
 
     def read_record(data: bytes) -> None:
-        (root / checkpoint.RECORD).write_bytes(data)
-        checkpoint.read_record(root)
-        checkpoint.read_stage(root)
+        (root / files.RECORD).write_bytes(data)
+        files.read_record(root)
+        files.read_stage(root)
 
     return {
         "config.json": Target(lambda draw: mutation.as_json(draw, configuration), read_config, 0.5),
@@ -423,8 +421,8 @@ def _lines(root: Path) -> dict[str, Target]:
         return lambda draw: b"\n".join(mutation.as_json(draw, draw.choice(sound)) for _ in range(3))
 
     def read_metrics() -> None:
-        folder.read_metrics(root, schema.MetricLine)
-        folder.read_metrics(root)
+        metrics.read_metrics(root, schema.MetricLine)
+        metrics.read_metrics(root)
         verify.check_metrics(root)
 
     evaluations = root / results.FILE
@@ -432,9 +430,9 @@ def _lines(root: Path) -> dict[str, Target]:
         "evaluations.jsonl": file_target(
             evaluations, several(line), lambda: results.read(evaluations)
         ),
-        "metrics.jsonl": file_target(root / folder.METRICS, several(metric, scored), read_metrics),
+        "metrics.jsonl": file_target(root / folders.METRICS, several(metric, scored), read_metrics),
         "run.json": json_target(
-            root / folder.RUN,
+            root / folders.RUN,
             {"fingerprints": {"tokenizer": "0" * 64, "substrate": "1" * 64, "corpora": {"a": "2"}}},
             lambda: folder.check_parts(
                 root, {"tokenizer": "0" * 64, "substrate": "1" * 64, "corpora": {"a": "2"}}
@@ -447,7 +445,7 @@ def _reports(root: Path) -> dict[str, Target]:
     """A finished stage of a run, its plan and its metrics, as a report reads them."""
     run = root / "reported"
     make_stage(run / "stages" / "01", 0)
-    (run / folder.RUN).write_text("{}")
+    (run / folders.RUN).write_text("{}")
     metric = {
         "stage": 1,
         "step": 1,
@@ -459,22 +457,22 @@ def _reports(root: Path) -> dict[str, Target]:
     held_out = {"loss": 6.0, "perplexity": 400.0, "bits_per_byte": 3.0}
     scored = {"stage": 1, "step": 1, "tokens": 256, "validation": held_out}
     plan = {"stages": [{"add_blocks": 1, "tokens": 256}, {"add_blocks": 1, "tokens": 256}]}
-    stage = json.loads((run / "stages" / "01" / checkpoint.RECORD).read_text())
-    files = {
-        folder.PLAN: plan, folder.METRICS: metric, f"stages/01/{checkpoint.RECORD}": stage,
+    stage = json.loads((run / "stages" / "01" / files.RECORD).read_text())
+    whole = {
+        folders.PLAN: plan, folders.METRICS: metric, f"stages/01/{files.RECORD}": stage,
     }  # fmt: skip
 
     def make(draw: random.Random) -> dict[str, bytes]:
-        changed = draw.choice(list(files))
+        changed = draw.choice(list(whole))
         return {
             name: mutation.as_json(draw, sound) if name == changed else json.dumps(sound).encode()
-            for name, sound in files.items()
+            for name, sound in whole.items()
         } | {"more": json.dumps(scored).encode()}
 
     def read(contents: dict[str, bytes]) -> None:
-        for name in files:
+        for name in whole:
             (run / name).write_bytes(contents[name])
-        with (run / folder.METRICS).open("ab") as file:
+        with (run / folders.METRICS).open("ab") as file:
             file.write(b"\n" + contents["more"] + b"\n")
         found = report_files.load_run(run)
         report_tables.stage_table(found.records)
@@ -533,7 +531,7 @@ def _compositions(root: Path) -> dict[str, Target]:
     composition.compose([root / "one", root / "two"], made, mix="posterior", decay=0.9)
     configuration = json.loads((made / "config.json").read_text())
     described = json.loads((made / "composition.json").read_text()) | {"report": COMPARED}
-    checkpoint.write_json(made / "composition.json", described)
+    files.write_json(made / "composition.json", described)
     sound = {name: (made / name).read_bytes() for name in ("config.json", "composition.json")}
 
     def read(name: str, data: bytes) -> None:

@@ -53,7 +53,7 @@ def bench(
         message = f"{out} is a folder" if out.is_dir() else f"there is no folder {out.parent}"
         raise ConfigError(Problem("--out", message, "name a file in a folder that exists"))
     from nacre.bench.table import table
-    from nacre.train.checkpoint import write_json
+    from nacre.train.files import write_json
 
     quiet_transformers()
     with screen.status("") as status:

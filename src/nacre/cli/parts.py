@@ -36,7 +36,7 @@ def build_substrate(
     from nacre.substrate import Substrate, SubstrateRecipe
     from nacre.substrate.table import EFFECTIVE
     from nacre.terminal import Display
-    from nacre.train import checkpoint
+    from nacre.train import files
 
     quiet_transformers()
     data = {"kind": kind, "fit": fit, "font": font}
@@ -50,7 +50,7 @@ def build_substrate(
     with Display(screen) as display:
         display.phase("Substrate", len(tokens))
         substrate = Substrate.build(recipe, tokens, width, display.advance)
-    with checkpoint.new_folder(out) as partial:
+    with files.new_folder(out) as partial:
         substrate.save(partial)
     about = {"fingerprint": substrate.fingerprint, "width": width, **substrate.report}
     if as_json:
@@ -102,7 +102,7 @@ def build_tokenizer(
     from nacre.data import corpus
     from nacre.growth.plan import Data, Tokenizer
     from nacre.terminal import Display
-    from nacre.train import checkpoint
+    from nacre.train import files
 
     quiet_transformers()
     options = config.validate(Tokenizer, {"size": size, "alphabet": alphabet}, where="tokenizer")
@@ -116,7 +116,7 @@ def build_tokenizer(
         tokenizer = tokenizers.build(
             texts, options.size, alphabet=options.alphabet, progress=display.advance
         )
-    with checkpoint.new_folder(out) as partial:
+    with files.new_folder(out) as partial:
         tokenizer.save_pretrained(partial)
     about = {"size": len(tokenizer), "fingerprint": tokenizers.fingerprint(tokenizer)}
     if as_json:

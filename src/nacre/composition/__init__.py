@@ -28,7 +28,7 @@ from nacre.models.composed import TRAINED_FILE, ComposedConfig, ComposedForCausa
 from nacre.models.composed_folder import local_folder
 from nacre.models.rules import RULES, TRAINED, Rule
 from nacre.models.trained import check as check_size
-from nacre.train import checkpoint, foreign
+from nacre.train import checkpoint, files, foreign
 from nacre.train.observer import Observer
 
 __all__ = [
@@ -237,11 +237,11 @@ def verify(folder: Path, leaving: str | None = None) -> dict[str, Any]:
             fix = "move it back, or compose again from where it is"
             raise CheckpointError(f"{folder}: expert {expert['name']!r} is not in {place}; {fix}")
         foreign.check_folder(place)
-        if checkpoint.read_json(place / "config.json").get("model_type") == config["model_type"]:
+        if files.read_json(place / "config.json").get("model_type") == config["model_type"]:
             message = f"expert {expert['name']!r} is a composition itself"
             raise CheckpointError(f"{folder}: {message}; compose its experts")
         if recorded is not None:
-            found = checkpoint.read_record(place)["fingerprint"]
+            found = files.read_record(place)["fingerprint"]
             if found != recorded:
                 fix = f"it was changed after composing: restore {place}, or compose again"
                 what = f"expert {expert['name']!r} of {folder}"

@@ -21,7 +21,7 @@ from nacre import tokenizer as tokenizers
 from nacre.errors import CheckpointError, ConfigError, FingerprintError, Problem, one_line
 from nacre.growth import ledger
 from nacre.models import stock
-from nacre.train import checkpoint, foreign
+from nacre.train import checkpoint, files, foreign
 from nacre.untrusted import is_path
 
 RECORD = folders.COMPOSITION
@@ -92,8 +92,8 @@ def read_experts(
             fix = "name its experts instead, or use --add"
             raise ConfigError(Problem("experts", f"{folder} is a composition itself", fix))
         config = checkpoint.load_config(folder)
-        staged = (folder / checkpoint.RECORD).is_file()
-        record = checkpoint.read_record(folder) if staged else {}
+        staged = (folder / folders.STAGE).is_file()
+        record = files.read_record(folder) if staged else {}
         if not any(folder.glob("*.safetensors")):
             fix = "save it again with safe serialization"
             raise CheckpointError(f"{folder}: holds no weights in safetensors; {fix}")
@@ -148,8 +148,8 @@ def _check_names(names: Sequence[str], experts: int, taken: Sequence[str]) -> No
 
 def _tokenizer(folder: Path, known: dict[bytes, str]) -> str:
     """Return the fingerprint of a folder's tokenizer; files that are equal are read once."""
-    files = [folder / "tokenizer.json", folder / "tokenizer_config.json"]
-    content = b"\0".join(file.read_bytes() if file.is_file() else b"" for file in files)
+    paths = [folder / "tokenizer.json", folder / "tokenizer_config.json"]
+    content = b"\0".join(file.read_bytes() if file.is_file() else b"" for file in paths)
     if content not in known:
         known[content] = tokenizers.fingerprint(tokenizers.load(folder))
     return known[content]

@@ -20,7 +20,7 @@ from nacre.composition.tuning import Trained
 from nacre.growth import ledger
 from nacre.models.composed import TRAINED_FILE, ComposedConfig, ComposedForCausalLM
 from nacre.models.rules import Rule
-from nacre.train import checkpoint, foreign
+from nacre.train import files, foreign
 
 ENTRY = "composition_code"
 """The bundle's module that imports all others: transformers copies what it finds imported there."""
@@ -44,7 +44,7 @@ def write(
     ]
     record = _record(experts, places, rule, bundle, [*_notes(experts), *notes])
     config = configuration(experts, places, rule)
-    with checkpoint.new_folder(target) as partial:
+    with files.new_folder(target) as partial:
         trained = train()
         if bundle:
             config.auto_map = _copy_code(partial)
@@ -59,7 +59,7 @@ def write(
         GenerationConfig(**special).save_pretrained(partial)
         tokenizers.load(experts[0].path).save_pretrained(partial)
         (partial / "README.md").write_text(card(record), encoding="utf-8")
-        checkpoint.write_json(partial / RECORD, record)
+        files.write_json(partial / RECORD, record)
         _keep_others(target, partial, {TRAINED_FILE, "experts"} if bundle else {TRAINED_FILE})
     return record
 
@@ -73,9 +73,9 @@ def _keep_others(old: Path, new: Path, own: Collection[str]) -> None:
         if path.name in own or (new / path.name).exists():
             continue
         if path.is_dir() and not path.is_symlink():
-            shutil.copytree(path, new / path.name, symlinks=True, copy_function=checkpoint.link)
+            shutil.copytree(path, new / path.name, symlinks=True, copy_function=files.link)
         else:
-            checkpoint.link(path, new / path.name)
+            files.link(path, new / path.name)
 
 
 def configuration(experts: Sequence[Expert], places: Sequence[str], rule: Rule) -> ComposedConfig:
@@ -202,7 +202,7 @@ def _copy_experts(folder: Path, experts: Sequence[Expert]) -> None:
         for source in sorted(path for path in expert.path.iterdir() if path.is_file()):
             if source.suffix == ".safetensors":
                 one = first.setdefault(_identity(expert, source), source)
-                checkpoint.link(one.resolve(), target / source.name)
+                files.link(one.resolve(), target / source.name)
                 if one is source:
                     first[_identity(expert, source)] = target / source.name
             elif source.suffix in (".json", ".txt", ".model", ".jinja", ".md"):

@@ -11,7 +11,7 @@ from nacre.composition.expert import RECORD, is_name
 from nacre.errors import CheckpointError, one_line
 from nacre.models.composed import ComposedConfig
 from nacre.models.rules import Rule
-from nacre.train import checkpoint, schema
+from nacre.train import files, schema
 from nacre.train.schema import Number, Pair, Shape
 from nacre.untrusted import is_path
 
@@ -138,7 +138,7 @@ class Record(Shape):
 def read_config(folder: Path) -> dict[str, Any]:
     """Return a composition's `config.json`; raise CheckpointError for one that is damaged."""
     path = folder / "config.json"
-    config = checkpoint.read_shaped(path, Config)
+    config = files.read_shaped(path, Config)
     if config["model_type"] != ComposedConfig.model_type:
         raise CheckpointError(f"{path}: damaged: it is no composition's")
     _check_experts(path, config)
@@ -151,7 +151,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     Its report must be of its experts, and a bundle's experts in its folder.
     """
     path = folder / RECORD
-    record = checkpoint.read_json(path)
+    record = files.read_json(path)
     try:
         schema.check(path, record, Record)
     except CheckpointError as error:

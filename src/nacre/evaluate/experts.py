@@ -22,7 +22,7 @@ from nacre.composition.expert import RECORD
 from nacre.evaluate import language
 from nacre.evaluate.language import DocumentScore, EvalDocument
 from nacre.evaluate.scores import RESAMPLES
-from nacre.train import checkpoint
+from nacre.train import checkpoint, files
 from nacre.train.observer import Observer
 
 SMALL = 0.0005
@@ -80,7 +80,7 @@ def compare(
 def write_report(folder: str | Path, report: Mapping[str, Any]) -> dict[str, Any]:
     """Put what `compare` found into a composition's record and card; return the record."""
     record = composition.read_record(folder) | {"report": dict(report)}
-    checkpoint.write_json(Path(folder) / RECORD, record)
+    files.write_json(Path(folder) / RECORD, record)
     write_text(Path(folder) / "README.md", card(record))
     return record
 

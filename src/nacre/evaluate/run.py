@@ -17,8 +17,9 @@ from nacre import tokenizer as tokenizers
 from nacre.errors import CheckpointError, ConfigError, FingerprintError, Problem
 from nacre.evaluate import results
 from nacre.evaluate.tasks import Options, Subject, Task, prepare
-from nacre.folders import PLAN
+from nacre.folders import PLAN, STAGE
 from nacre.train import checkpoint
+from nacre.train.files import read_record, stages
 from nacre.train.observer import Observer
 
 
@@ -98,7 +99,7 @@ def _folders(checkpoints: Sequence[str | Path]) -> list[Path]:
     for named in checkpoints:
         newest = checkpoint.newest_folder(named)  # raises for a run without a stage
         place = Path(str(named).removeprefix(hub.PREFIX))
-        for folder in checkpoint.stages(place) if (place / PLAN).exists() else [newest]:
+        for folder in stages(place) if (place / PLAN).exists() else [newest]:
             found.setdefault(folder.resolve(), folder)
     return list(found.values())
 
@@ -110,7 +111,7 @@ def _target(folder: Path, tasks: Sequence[Task], out: Path | None) -> Target:
         fix = "save it again with safe serialization"
         raise CheckpointError(f"{folder}: holds no weights in safetensors; {fix}")
     tokenizer = tokenizers.load(folder)
-    if (folder / checkpoint.RECORD).is_file():
+    if (folder / STAGE).is_file():
         _check_tokenizer(folder, tokenizer)
     fingerprint = results.fingerprint(folder)
     problems: list[Problem] = []
@@ -130,7 +131,7 @@ def _target(folder: Path, tasks: Sequence[Task], out: Path | None) -> Target:
 
 def _check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     found = tokenizers.fingerprint(tokenizer)
-    recorded = checkpoint.read_record(folder).get("tokenizer", found)
+    recorded = read_record(folder).get("tokenizer", found)
     if recorded != found:
         fix = f"restore the tokenizer's files in {folder}"
         raise FingerprintError(f"the tokenizer in {folder}", recorded[:12], found[:12], fix)

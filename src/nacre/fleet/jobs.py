@@ -19,10 +19,11 @@ from nacre.errors import ConfigError, NacreError, Problem
 from nacre.fleet import design
 from nacre.fleet.design import NEEDS, Entry, Fleet, Planned
 from nacre.fleet.process import WHOLE_OR_NOTHING
+from nacre.folders import PLAN
 from nacre.growth import plan as plans
 from nacre.growth.plan import Plan
 from nacre.study import Study, runner
-from nacre.train import checkpoint, folder
+from nacre.train import files, folder
 from nacre.train import grow as growing
 
 OUT = "out"
@@ -78,7 +79,7 @@ class Job:
         """Tell whether what the job writes is all there."""
         if self.plan is not None:
             assert self.writes is not None
-            made = checkpoint.stages(self.writes) if self.writes.is_dir() else []
+            made = files.stages(self.writes) if self.writes.is_dir() else []
             return len(made) >= len(self.plan.stages)
         return self.writes is None or (self.writes.is_dir() and any(self.writes.iterdir()))
 
@@ -271,9 +272,7 @@ def check(job: Job, begun: str | None) -> None:
     """Raise `ConfigError` if the job would find its folder taken; `begun` is what it was before."""
     if job.plan is not None and job.run_of is None:
         assert job.writes is not None
-        folder.claim(
-            job.writes, job.plan, resume=(job.writes / folder.PLAN).exists(), overwrite=False
-        )
+        folder.claim(job.writes, job.plan, resume=(job.writes / PLAN).exists(), overwrite=False)
         if not job.needs:
             growing.check(job.plan, job.writes)
     taken = job.call.command in WHOLE_OR_NOTHING and begun != job.identity

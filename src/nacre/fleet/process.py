@@ -21,7 +21,7 @@ from nacre.config import read_yaml
 from nacre.fleet.records import DONE, JOB, LOCK, is_done
 from nacre.folders import PLAN, STUDY
 from nacre.study import parse, runner
-from nacre.train import checkpoint
+from nacre.train import files
 
 WHOLE_OR_NOTHING = ("compose", "substrate build", "tokenizer build")
 """Commands whose folder appears when they are done, and that do not write to one that exists."""
@@ -32,7 +32,7 @@ END_SECONDS = 300.0  # for this one, when it is to end
 def main(place: Path) -> int:
     """Do the job of a folder once; return the exit code of its command."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    job = checkpoint.read_json(place / JOB)
+    job = files.read_json(place / JOB)
     try:
         with FileLock(place / LOCK, timeout=LOCK_SECONDS):
             if is_done(place, job["identity"]):
@@ -42,7 +42,7 @@ def main(place: Path) -> int:
             code = 0 if arguments is None else _command(arguments)
             if code == 0:
                 record = {"identity": job["identity"], "seconds": time.monotonic() - started}
-                checkpoint.write_json(place / DONE, record)
+                files.write_json(place / DONE, record)
             return code
     except Timeout:
         print(f"an earlier attempt at {job['name']} still runs", file=sys.stderr)

@@ -16,7 +16,7 @@ from nacre.fleet.jobs import Job
 from nacre.fleet.records import DONE, JOB, LOG, attempts, is_done
 from nacre.folders import STUDY
 from nacre.listing import last_metric
-from nacre.train import checkpoint, folder
+from nacre.train import files, folder
 from nacre.train.interruption import Interrupted, stop_signals
 from nacre.train.observer import Observer
 
@@ -100,7 +100,7 @@ def check(jobs: Sequence[Job], out: Path) -> None:
             found.append(Problem(f"jobs.{job.name}.run: --out", message, "name another folder"))
         elif not done_before(out, job):
             begun = place_of(out, job) / JOB
-            known = checkpoint.read_json(begun)["identity"] if begun.exists() else None
+            known = files.read_json(begun)["identity"] if begun.exists() else None
             try:
                 describing.check(job, known)
             except ConfigError as error:
@@ -200,7 +200,7 @@ class _Watch:
             "study": None if job.run_of is None else str(job.study_folder),
             "nacre": nacre.__version__,
         }
-        checkpoint.write_json(place / JOB, record)
+        files.write_json(place / JOB, record)
         self.before[job.name] = self.noted[job.name] = len(attempts(place))
         return cluster.submit(self.ray, place, job)
 
@@ -251,7 +251,7 @@ class _Watch:
         """Give a job its outcome, and say it."""
         place, name = place_of(self.out, job), job.name
         ran = self.noted.get(name, 0) - self.before.get(name, 0)
-        seconds = checkpoint.read_json(place / DONE)["seconds"] if state == "done" else None
+        seconds = files.read_json(place / DONE)["seconds"] if state == "done" else None
         self.outcomes[name] = Outcome(name, state, ran, seconds, place / LOG, said)
         self._advance(job, UNITS)
         count = f"{len(self.outcomes)}/{len(self.jobs)}"

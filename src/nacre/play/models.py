@@ -22,7 +22,7 @@ from nacre.errors import CheckpointError, ConfigError, NacreError, Problem
 from nacre.folders import PLAN
 from nacre.models.composed import ComposedForCausalLM
 from nacre.models.rules import RULES, TRAINED, Rule
-from nacre.train import checkpoint
+from nacre.train import checkpoint, files
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Depths:
             if place not in self._models:
                 folder = self.stages[place].folder
                 model = checkpoint.load_model(folder).eval().requires_grad_(False)
-                if (folder / checkpoint.RECORD).is_file():
-                    record = checkpoint.read_record(folder)
+                if (folder / files.RECORD).is_file():
+                    record = files.read_record(folder)
                     share_tensors(model, record["frozen"] | record["weights"], self._tensors)
                 self._models[place] = model
             return self._models[place]
@@ -78,10 +78,10 @@ class Depths:
 def _stages(path: Path) -> list[Stage]:
     if not (path / PLAN).is_file():
         return [Stage(checkpoint.load_config(path).get_text_config().num_hidden_layers, path)]
-    folders = checkpoint.stages(path)
+    folders = files.stages(path)
     if not folders:
         checkpoint.newest(path)  # says that no stage has finished, and what to do
-    return [Stage(checkpoint.read_stage(f)["depth"], f) for f in folders]
+    return [Stage(files.read_stage(f)["depth"], f) for f in folders]
 
 
 def share_tensors(

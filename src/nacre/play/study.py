@@ -19,7 +19,7 @@ from nacre.report.formats import to_html
 from nacre.report.html import figure, render
 from nacre.study.charts import CHARTS, arm_numbers
 from nacre.study.page import about, arm_rows, comparison_rows, crossing, score_rows
-from nacre.train import checkpoint
+from nacre.train import files
 
 PARTS = ("study", "machine", "missing", "runs", "comparisons", "crossings", "claims")
 COSTS = {"seconds": "equal wall-clock", "tokens": "equal tokens", "flops": "equal FLOPs"}
@@ -27,7 +27,7 @@ COSTS = {"seconds": "equal wall-clock", "tokens": "equal tokens", "flops": "equa
 
 def read(folder: Path) -> dict[str, Any]:
     """Return a study's results; raise CheckpointError where they are damaged."""
-    found = checkpoint.read_json(folder / RESULTS)
+    found = files.read_json(folder / RESULTS)
     if lacking := [part for part in PARTS if part not in found]:
         raise CheckpointError(f"{folder / RESULTS}: damaged: lacks {lacking[0]!r}")
     return found

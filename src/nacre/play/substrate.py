@@ -30,7 +30,7 @@ from nacre.play.markup import quoted
 from nacre.play.shown import Method
 from nacre.substrate import Substrate, SubstrateRecipe, basis, glyphs, show
 from nacre.tokenizer import TokenString
-from nacre.train import checkpoint
+from nacre.train import checkpoint, files
 
 MOST_TOKENS = 64  # of a text, drawn one by one
 MOST_POINTS = 20_000  # of a map
@@ -51,7 +51,7 @@ def load(path: Path) -> tuple[Substrate, PreTrainedTokenizerBase]:
     if (path / "substrate").is_dir():
         return Substrate.load(path / "substrate"), tokenizer
     about = folder / "substrate.json"
-    recorded = checkpoint.read_json(about) if about.is_file() else {}
+    recorded = files.read_json(about) if about.is_file() else {}
     recipe = SubstrateRecipe.model_validate(recorded.get("recipe", {"kind": "trained"}))
     rows = _embedding(folder)
     strings = tokenizers.token_strings(tokenizer)[: len(rows)]

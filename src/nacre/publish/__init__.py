@@ -15,10 +15,12 @@ from typing import Any
 from nacre import composition, hub
 from nacre import tokenizer as tokenizers
 from nacre.errors import ConfigError, Problem
+from nacre.folders import PLAN, STAGE
 from nacre.publish import cards
 from nacre.substrate import Substrate
 from nacre.substrate.table import ABOUT, ROWS
-from nacre.train import checkpoint, folder
+from nacre.train import checkpoint
+from nacre.train.files import read_record, stages
 
 ALL = "all"
 CARD = "README.md"
@@ -37,7 +39,7 @@ class Kind:
 
 KINDS = (
     Kind("composition", (composition.RECORD, "config.json"), cards.composed_card),
-    Kind("stage", (checkpoint.RECORD, "config.json"), cards.stage_card),
+    Kind("stage", (STAGE, "config.json"), cards.stage_card),
     Kind("substrate", (ABOUT, ROWS), cards.substrate_card),
     Kind("tokenizer", ("tokenizer.json", "tokenizer_config.json"), cards.tokenizer_card),
 )
@@ -102,14 +104,14 @@ def _revisions(source: Path, stage: int | str | None) -> dict[str | None, Path]:
     if not source.is_dir():
         message = f"there is no folder {source}"
         raise ConfigError(Problem("SOURCE", message, "name a run, a stage or a composition"))
-    if not (source / folder.PLAN).is_file():
+    if not (source / PLAN).is_file():
         if stage is not None:
             message = f"{source} is no run"
             raise ConfigError(Problem("--stage", message, "leave it out"))
         return {None: source}
     if stage is None:
         return {None: Path(checkpoint.newest(source))}
-    newest, done = Path(checkpoint.newest(source)), checkpoint.stages(source)
+    newest, done = Path(checkpoint.newest(source)), stages(source)
     if stage == ALL:
         return {**{f"stage-{path.name}": path for path in done}, None: newest}
     if str(stage) not in map(str, range(1, len(done) + 1)):
@@ -137,7 +139,7 @@ def _files(
         composition.verify(place)
     if kind.name == "stage":
         checkpoint.load_config(place)
-        if checkpoint.read_record(place)["stage"] == 0:
+        if read_record(place)["stage"] == 0:
             message = f"{place} is the checkpoint that was grown from, not grown by nacre"
             raise ConfigError(Problem("SOURCE", message, "name a stage"))
     load = f'"{name}"' if branch is None else f'"{name}", revision="{branch}"'

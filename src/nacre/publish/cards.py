@@ -16,12 +16,13 @@ from nacre import composition, config, hub
 from nacre import tokenizer as tokenizers
 from nacre.composition.card import card as composition_card
 from nacre.evaluate import results
+from nacre.folders import PLAN
 from nacre.growth import plan as plans
 from nacre.growth.plan import Plan
 from nacre.report import scores
 from nacre.report.tables import stage_table
 from nacre.substrate import Substrate
-from nacre.train import checkpoint, folder, schema
+from nacre.train import files, schema
 from nacre.train.card import model_card
 
 NO_LICENCE = "No licence is stated: ask before you use it."
@@ -35,15 +36,15 @@ class CardRecord(schema.CostedRecord):
 
 def stage_card(stage: Path, load: str, licence: str | None) -> str:
     """Return the card of a stage; of one that stands in its run also lineage and data."""
-    record = checkpoint.read_shaped(stage / checkpoint.RECORD, CardRecord)
+    record = files.read_shaped(stage / files.RECORD, CardRecord)
     run = stage.resolve().parent.parent
     about: dict[str, Any] = {}
     sections: list[str] = []
-    if (run / folder.PLAN).is_file():
-        plan = plans.parse(config.read_yaml(run / folder.PLAN), where=str(run / folder.PLAN))
+    if (run / PLAN).is_file():
+        plan = plans.parse(config.read_yaml(run / PLAN), where=str(run / PLAN))
         plan_about, data = _data(plan, record)
         about |= plan_about
-        below = [checkpoint.read_stage(each) for each in checkpoint.stages(run)]
+        below = [files.read_stage(each) for each in files.stages(run)]
         sections += [_lineage([r for r in below if r["stage"] <= record["stage"]], plan), data]
     sections += [*_results(stage), *_licence(licence)]
     return model_card(record, load=load, about=_front(about, licence), sections=sections)

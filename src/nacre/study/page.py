@@ -15,7 +15,7 @@ from nacre.report.html import png, svg
 from nacre.report.tables import memory, number, shortened
 from nacre.study.charts import CHARTS
 from nacre.study.results import by_arm_and_budget
-from nacre.train import checkpoint
+from nacre.train import files
 
 PAGE = "README.md"
 Row = dict[str, str]
@@ -30,7 +30,7 @@ def write(found: Mapping[str, Any], out: str | Path) -> Path:
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(out / RESULTS, found)
+    files.write_json(out / RESULTS, found)
     pictures: list[str] = []
     for name, (draw, alt) in CHARTS.items():
         figure = draw(found)

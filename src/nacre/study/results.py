@@ -21,7 +21,8 @@ from nacre.evaluate import run as evaluation
 from nacre.evaluate.tasks import Task
 from nacre.study.design import Claim, Run, Study
 from nacre.study.runner import check_plan, evaluation_tasks, finished, jobs_of
-from nacre.train import checkpoint, folder, schema
+from nacre.train import files, schema
+from nacre.train.metrics import read_metrics
 
 AXES = ("tokens", "flops", "seconds")
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -82,7 +83,7 @@ def _check_text(made: Sequence[Run], study: Study) -> None:
         return
     first: tuple[Run, dict[str, Any]] | None = None
     for run in made:
-        record = checkpoint.read_stage(checkpoint.stages(run.folder)[-1], schema.CostedRecord)
+        record = files.read_stage(files.stages(run.folder)[-1], schema.CostedRecord)
         first = first or (run, record)
         for part in ("corpus", "tokenizer"):
             if record[part] != first[1][part]:
@@ -104,8 +105,8 @@ def default_claims(study: Study) -> list[Claim]:
 
 def measure(run: Run, study: Study, tasks: Sequence[Task] = ()) -> dict[str, Any]:
     """Return a finished run's costs, scores and curve; of `tasks` what was kept of scoring it."""
-    folders = checkpoint.stages(run.folder)
-    records = [checkpoint.read_stage(path, schema.CostedRecord) for path in folders]
+    folders = files.stages(run.folder)
+    records = [files.read_stage(path, schema.CostedRecord) for path in folders]
     last = records[-1]["validation"]
     bits = last["bits_per_byte"]
     known = [evaluation.known_results(path, tasks) if tasks else [] for path in folders]
@@ -154,7 +155,7 @@ def curve(run: Run, records: Sequence[Mapping[str, Any]]) -> list[dict[str, floa
     """
     points: list[dict[str, float]] = []
     before = dict.fromkeys(AXES, 0.0)
-    lines = folder.read_metrics(run.folder, schema.MetricLine)
+    lines = read_metrics(run.folder, schema.MetricLine)
     for record in records:
         seconds, per_token = 0.0, record["flops"] / record["tokens"]
         tokens = 0
@@ -376,7 +377,7 @@ def _machine(runs: Sequence[Run]) -> dict[str, Any]:
 
     `jobs` are the numbers of runs that were made side by side.
     """
-    found = [folder.read_record(run.folder) for run in runs]
+    found = [files.read_run(run.folder) for run in runs]
     kinds = {str((record["machine"], record["versions"])) for record in found}
     jobs = sorted({number for run in runs for number in jobs_of(run.folder)})
     more = {"mixed": len(kinds) > 1, "jobs": jobs}

@@ -24,12 +24,13 @@ from nacre.errors import ConfigError, FingerprintError, NacreError, Problem
 from nacre.evaluate import run as evaluation
 from nacre.evaluate import tasks
 from nacre.evaluate.tasks import Options, Task
-from nacre.folders import STUDY
+from nacre.folders import PLAN, RUN, STUDY
 from nacre.growth import plan as plans
 from nacre.growth.plan import Plan
 from nacre.study.design import Evaluation, Run, Study
-from nacre.train import checkpoint, folder
+from nacre.train import files
 from nacre.train import grow as growing
+from nacre.train.metrics import NewMetrics, append_metrics, read_metrics
 from nacre.train.observer import Observer
 
 LOG = "log.txt"
@@ -132,7 +133,7 @@ def check(study: Study, runs: Sequence[Run], out: Path, jobs: int) -> None:
 
 def check_plan(run: Run) -> None:
     """Raise `FingerprintError` if what stands in a run's folder was grown by another plan."""
-    here = run.folder / folder.PLAN
+    here = run.folder / PLAN
     if not here.exists():
         return
     old = plans.load(here)
@@ -145,8 +146,8 @@ def check_plan(run: Run) -> None:
 
 def finished(run: Run) -> bool:
     """Tell whether a run is whole: its plan, its record and all of its stages."""
-    whole = all((run.folder / name).exists() for name in (folder.PLAN, folder.RUN))
-    return whole and len(checkpoint.stages(run.folder)) == len(run.plan.stages)
+    whole = all((run.folder / name).exists() for name in (PLAN, RUN))
+    return whole and len(files.stages(run.folder)) == len(run.plan.stages)
 
 
 def finished_runs(study: Study, out: str | Path) -> list[Run]:
@@ -156,11 +157,11 @@ def finished_runs(study: Study, out: str | Path) -> list[Run]:
 
 def prepare(run: Run, runs: Sequence[Run]) -> None:
     """Make a run's folder, with links to what other runs have made that is the same for it."""
-    if (run.folder / folder.PLAN).exists():
+    if (run.folder / PLAN).exists():
         return
-    with checkpoint.new_folder(run.folder) as partial:
+    with files.new_folder(run.folder) as partial:
         _link_shared(run, runs, partial)
-        config.write_yaml(run.plan, partial / folder.PLAN)
+        config.write_yaml(run.plan, partial / PLAN)
 
 
 def _link_shared(run: Run, runs: Sequence[Run], target: Path) -> None:
@@ -172,17 +173,17 @@ def _link_shared(run: Run, runs: Sequence[Run], target: Path) -> None:
         names += [f"stages/{number:02d}" for number in range(1, count + 1)]
         for name in names:
             if (best.folder / name).exists():
-                shutil.copytree(best.folder / name, target / name, copy_function=checkpoint.link)
-        for line in folder.read_metrics(best.folder):
+                shutil.copytree(best.folder / name, target / name, copy_function=files.link)
+        for line in read_metrics(best.folder):
             if line["stage"] <= count:
-                folder.append_metrics(target, line)
+                append_metrics(target, line)
         for jobs in jobs_of(best.folder) if count else []:
             note_jobs(target, jobs)
 
 
 def _made(run: Run, runs: Sequence[Run]) -> list[Run]:
     """Return the runs that have made tokenizer and tokens which are those of `run`."""
-    made = [each for each in runs if (each.folder / folder.RUN).exists()]
+    made = [each for each in runs if (each.folder / RUN).exists()]
     return [each for each in made if _parts(each.plan) == _parts(run.plan)]
 
 
@@ -190,7 +191,7 @@ def note_jobs(run: Path, jobs: int) -> None:
     """Record in a run's folder that runs were made `jobs` side by side with it."""
     known = jobs_of(run)
     if jobs not in known:
-        checkpoint.write_json(run / JOBS, {"jobs": sorted([*known, jobs])})
+        files.write_json(run / JOBS, {"jobs": sorted([*known, jobs])})
 
 
 def jobs_of(run: Path) -> list[int]:
@@ -198,7 +199,7 @@ def jobs_of(run: Path) -> list[int]:
 
     Several numbers where it was made in several goes, none for a run of an older nacre.
     """
-    return checkpoint.read_json(run / JOBS)["jobs"] if (run / JOBS).exists() else []
+    return files.read_json(run / JOBS)["jobs"] if (run / JOBS).exists() else []
 
 
 def _parts(plan: Plan) -> dict[str, Any]:
@@ -209,7 +210,7 @@ def _parts(plan: Plan) -> dict[str, Any]:
 
 def shared_stages(made: Run, wanted: Run) -> int:
     """Return how many of the first stages of `wanted` the run `made` has finished."""
-    count = len(checkpoint.stages(made.folder)) if made.folder.exists() else 0
+    count = len(files.stages(made.folder)) if made.folder.exists() else 0
     return min(count, common_stages(made.plan, wanted.plan))
 
 
@@ -252,7 +253,7 @@ class _Job:
     done: dict[int, int] = field(default_factory=dict)  # tokens of each stage
 
     def __post_init__(self) -> None:
-        self.metrics = folder.NewMetrics(self.run.folder)
+        self.metrics = NewMetrics(self.run.folder)
 
     def progress(self) -> int:
         """Return the tokens trained since the last call."""
@@ -283,7 +284,7 @@ def _wait(active: Sequence[_Job]) -> None:
 def _ended(job: _Job, observer: Observer) -> list[str]:
     """Say how a run ended; return a line if it failed."""
     if job.process.returncode == 0 and finished(job.run):
-        last = checkpoint.read_json(checkpoint.stages(job.run.folder)[-1] / checkpoint.RECORD)
+        last = files.read_json(files.stages(job.run.folder)[-1] / files.RECORD)
         bits = last["validation"]["bits_per_byte"]
         observer.note(f"{_title(job.run)}: {bits:.4f} bits per byte")
         return []

@@ -22,19 +22,7 @@ from nacre import hub
 from nacre.errors import CheckpointError
 from nacre.models import stock
 from nacre.train import foreign
-from nacre.train.files import (  # noqa: F401  what of a checkpoint needs no torch
-    RECORD,
-    link,
-    new_folder,
-    read_json,
-    read_record,
-    read_shaped,
-    read_stage,
-    stages,
-    sync,
-    write_json,
-    writing,
-)
+from nacre.train.files import link, stages, write_json
 from nacre.train.foreign import INDEX
 
 SUBSTRATE_SHARD = "substrate.safetensors"

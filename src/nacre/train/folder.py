@@ -16,19 +16,11 @@ from filelock import FileLock, Timeout
 
 from nacre import config, processes
 from nacre.errors import ConfigError, FingerprintError, Problem
-from nacre.folders import LOCK, METRICS, PLAN, RUN  # noqa: F401
+from nacre.folders import LOCK, PLAN, RUN
 from nacre.growth import budget
 from nacre.growth import plan as plans
 from nacre.growth.plan import Plan
-from nacre.train import checkpoint, state
-from nacre.train.files import read_run as read_record
-from nacre.train.metrics import (  # noqa: F401  what of a run's folder needs no torch
-    NewMetrics,
-    append_metrics,
-    read_metrics,
-    rewind_metrics,
-    sync_metrics,
-)
+from nacre.train import checkpoint, files, state
 
 
 def claim(out: Path, plan: Plan | None, *, resume: bool, overwrite: bool) -> Plan:
@@ -110,7 +102,7 @@ def _continued(out: Path, plan: Plan | None) -> Plan:
     if plan is None:
         return old
     saved = state.load(out / "state")
-    begun = max(len(checkpoint.stages(out)), saved.progress["stage"] if saved else 0)
+    begun = max(len(files.stages(out)), saved.progress["stage"] if saved else 0)
     if plan.fingerprint(begun) != old.fingerprint(begun):
         where = _first_difference(old.identity(begun), plan.identity(begun))
         fix = "resume without a plan to use the run's own, or start a new run in another --out"
@@ -141,7 +133,7 @@ def check_parts(out: Path, fingerprints: Mapping[str, Any]) -> None:
     """
     if not (out / RUN).exists():
         return
-    before = read_record(out).get("fingerprints", {})
+    before = files.read_run(out).get("fingerprints", {})
     fix = "restore it, or start a new run in another --out"
     for name in ("tokenizer", "substrate"):
         old, new = before.get(name), fingerprints.get(name)

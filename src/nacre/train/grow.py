@@ -27,17 +27,19 @@ from nacre.data import corpus
 from nacre.data.loader import LoaderState
 from nacre.data.shards import TokenStore
 from nacre.errors import CheckpointError, ConfigError, NacreError, Problem, nearest
+from nacre.folders import PLAN, RUN
 from nacre.growth import budget, ledger, stage
 from nacre.growth import plan as plans
 from nacre.growth.plan import Plan, Stage
 from nacre.growth.trunk import release_memory
 from nacre.models import stock
-from nacre.train import checkpoint, folder, sharding, state
+from nacre.train import checkpoint, files, folder, sharding, state
 from nacre.train.device import TIMEOUT, accelerating
 from nacre.train.engine import StageTrunk, drop_caches, reading
 from nacre.train.hooks import hooks, report_validation
 from nacre.train.interruption import lost_processes, memory_advice, stop_signals
 from nacre.train.loop import StageRun, setup, train
+from nacre.train.metrics import rewind_metrics
 from nacre.train.observer import Observer
 from nacre.train.parts import Parts, make_parts, source_sets
 from nacre.train.record import Below, certify_merge, plain_cost, save_stage, stage_record
@@ -66,7 +68,7 @@ def grow(
         plan = folder.claim(out, plan, resume=resume, overwrite=overwrite)
         check(plan, out, trackers)
     elif plan is None:
-        plan = plans.parse(config.read_yaml(out / folder.PLAN), where=str(out / folder.PLAN))
+        plan = plans.parse(config.read_yaml(out / PLAN), where=str(out / PLAN))
     assert plan is not None
     with (
         folder.held(out),
@@ -76,10 +78,10 @@ def grow(
         try:
             grow_stages(plan, out, accelerator, observer, resume=resume)
         except NacreError:
-            if processes.is_main() and not resume and not (out / folder.RUN).exists():
+            if processes.is_main() and not resume and not (out / RUN).exists():
                 shutil.rmtree(out)  # nothing was trained: the mended plan finds an empty place
             raise
-    return [checkpoint.read_json(path / checkpoint.RECORD) for path in checkpoint.stages(out)]
+    return [files.read_json(path / files.RECORD) for path in files.stages(out)]
 
 
 def grow_stages(
@@ -92,9 +94,9 @@ def grow_stages(
         folder.check_parts(out, parts.fingerprints)
     if processes.is_main():
         record = folder.start_record(plan, parts.fingerprints, accelerator.device)
-        checkpoint.write_json(out / folder.RUN, record)
+        files.write_json(out / RUN, record)
     accelerator.init_trackers("trackers")
-    for index in range(len(checkpoint.stages(out)), len(plan.stages)):
+    for index in range(len(files.stages(out)), len(plan.stages)):
         run_stage(plan, index, out, parts, accelerator, observer)
     drop_caches(out)
     accelerator.end_training()
@@ -222,7 +224,7 @@ def run_stage(
     )
     run.close()
     processes.on_main(lambda: save_stage(out, record, model, below, stage.plain_names(frozen)))
-    observer.stage_finished(checkpoint.read_json(checkpoint.stages(out)[-1] / checkpoint.RECORD))
+    observer.stage_finished(files.read_json(files.stages(out)[-1] / files.RECORD))
 
 
 def find_below(plan: Plan, index: int, out: Path) -> Below | None:
@@ -231,28 +233,28 @@ def find_below(plan: Plan, index: int, out: Path) -> Below | None:
     A checkpoint that nacre did not grow is first rewritten in nacre's form, into `base`.
     """
     if index:
-        path = checkpoint.stages(out)[index - 1]
+        path = files.stages(out)[index - 1]
     elif plan.start_from is not None:
         path = checkpoint.newest(plan.start_from)
-        if not (Path(path) / checkpoint.RECORD).exists():
+        if not (Path(path) / files.RECORD).exists():
             path = import_base(path, out / "base")
     else:
         return None
-    return Below(Path(path), checkpoint.read_record(Path(path)))
+    return Below(Path(path), files.read_record(Path(path)))
 
 
 def import_base(source: str | Path, target: Path) -> Path:
     """Write a foreign checkpoint as stage 0 of a run: sharded, with the hash of every tensor."""
-    if not (target / checkpoint.RECORD).exists():
+    if not (target / files.RECORD).exists():
         model = checkpoint.load_model(source)
         stock.untie(model)
         hashes = {name: ledger.tensor_hash(tensor) for name, tensor in model.state_dict().items()}
         growth = [(0, len(stock.find_parts(model).blocks))]
-        with checkpoint.new_folder(target) as partial:
+        with files.new_folder(target) as partial:
             checkpoint.save_weights(model, partial, growth)
             record = {"stage": 0, "from": str(source), "growth": growth, "frozen": {},
                       "weights": hashes, "fingerprint": ledger.fingerprint(hashes)}  # fmt: skip
-            checkpoint.write_json(partial / checkpoint.RECORD, record)
+            files.write_json(partial / files.RECORD, record)
     return target
 
 
@@ -350,4 +352,4 @@ def restore(run: StageRun, out: Path, number: int, saved: SavedState | None) -> 
     if saved is not None:
         run.restore(saved)
     if processes.is_main():
-        folder.rewind_metrics(out, number, run.progress.step)
+        rewind_metrics(out, number, run.progress.step)

@@ -12,9 +12,10 @@ import numpy as np
 
 from nacre import processes
 from nacre.growth.stopping import has_trained_enough
-from nacre.train import folder, state
+from nacre.train import state
 from nacre.train.interruption import Interrupted, Stop
 from nacre.train.loop import Hook, StageRun, evaluate
+from nacre.train.metrics import append_metrics, sync_metrics
 from nacre.train.observer import Observer
 from nacre.train.record import Below, loss_of
 
@@ -48,7 +49,7 @@ def hooks(
         if not processes.is_main():
             return
         line = {"stage": number, **metrics}
-        folder.append_metrics(out, line)
+        append_metrics(out, line)
         numbers = {k: v for k, v in line.items() if k not in ("step", "skipped")}
         run.accelerator.log(numbers, step=metrics["step"])
         observer.trained(line)
@@ -73,7 +74,7 @@ def hooks(
             return
         progress = {"stage": number, "processes": processes.count(), **run.progress.record()}
         if processes.is_main():
-            folder.sync_metrics(out)
+            sync_metrics(out)
         state.save(out / "state", run.state(), progress)
         if asked:
             raise Interrupted(
@@ -116,7 +117,7 @@ def report_validation(
     step = run.progress.step
     if processes.is_main():
         at = {"stage": number, "step": step, "tokens": run.progress.tokens}
-        folder.append_metrics(out, {**at, "validation": validation})
+        append_metrics(out, {**at, "validation": validation})
     run.accelerator.log({f"validation/{k}": v for k, v in validation.items()}, step=step)
     observer.evaluated(validation)
     return validation

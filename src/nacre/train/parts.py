@@ -16,7 +16,7 @@ from nacre.errors import ConfigError, FingerprintError, Problem
 from nacre.growth import ledger
 from nacre.growth.plan import Plan
 from nacre.substrate import Substrate, check_recipe
-from nacre.train import checkpoint
+from nacre.train import checkpoint, files
 from nacre.train.observer import Observer
 
 
@@ -86,7 +86,7 @@ def make_tokenizer(plan: Plan, out: Path, observer: Observer) -> PreTrainedToken
             alphabet=plan.tokenizer.alphabet,
         )
     tokenizers.end_of_document(tokenizer)
-    with checkpoint.new_folder(target) as partial:
+    with files.new_folder(target) as partial:
         tokenizer.save_pretrained(partial)
     return tokenizer
 
@@ -126,7 +126,7 @@ def make_substrate(
             plan.substrate.recipe, tokens, plan.model.width, observer.advance
         )
     if not target.exists():
-        with checkpoint.new_folder(target) as partial:
+        with files.new_folder(target) as partial:
             substrate.save(partial)
     return substrate
 

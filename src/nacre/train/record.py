@@ -18,9 +18,10 @@ from nacre.errors import DivergedError
 from nacre.growth import budget, ledger, stage
 from nacre.growth.plan import Plan, Stage
 from nacre.models import stock
-from nacre.train import checkpoint, folder, state
+from nacre.train import checkpoint, files, state
 from nacre.train.card import model_card
 from nacre.train.loop import StageRun, evaluate, uncompiled
+from nacre.train.metrics import sync_metrics
 from nacre.train.parts import Parts
 
 
@@ -161,11 +162,11 @@ def save_stage(
     record["frozen"] = {n: h for n, h in hashes.items() if frozen.get(n) == h}
     record["weights"] = {n: h for n, h in hashes.items() if n not in record["frozen"]}
     record["fingerprint"] = ledger.fingerprint(hashes)
-    folder.sync_metrics(out)
+    sync_metrics(out)
     embedding = f"{stock.find_parts(model).embedding_name}.weight"
     if embedding in record["trainable"]:
         record["substrate"] = hashes[embedding]
-    with checkpoint.new_folder(out / "stages" / f"{record['stage']:02d}") as partial:
+    with files.new_folder(out / "stages" / f"{record['stage']:02d}") as partial:
         checkpoint.save_weights(
             model,
             partial,
@@ -177,5 +178,5 @@ def save_stage(
         if (out / "substrate").exists():
             shutil.copy2(out / "substrate" / "substrate.json", partial)
         (partial / "README.md").write_text(model_card(record), encoding="utf-8")
-        checkpoint.write_json(partial / checkpoint.RECORD, record)
+        files.write_json(partial / files.RECORD, record)
     state.clear(out / "state")

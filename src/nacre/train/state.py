@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 from nacre import processes
 from nacre.atomic import sync_folder
 from nacre.errors import CheckpointError, one_line
-from nacre.train import checkpoint, foreign, schema
+from nacre.train import files, foreign, schema
 from nacre.untrusted import is_path
 
 PROGRESS = tuple(name for name in schema.Progress.model_fields if name != "sha256")
@@ -65,7 +65,7 @@ def save(folder: Path, tensors: Mapping[str, torch.Tensor], progress: Mapping[st
     `progress` must have the keys `PROGRESS`. What was saved before stays beside it.
     """
     new = folder.with_name(f".{folder.name}.new")
-    with checkpoint.new_folder(new) if processes.is_main() else nullcontext() as partial:
+    with files.new_folder(new) if processes.is_main() else nullcontext() as partial:
         there = processes.agree(partial)
         assert there is not None
         with _plainly():
@@ -77,7 +77,7 @@ def save(folder: Path, tensors: Mapping[str, torch.Tensor], progress: Mapping[st
         if partial is not None:
             hashes = {name: value for each in everything for name, value in each.items()}
             hashes[RECORD] = progress_hash(progress)
-            checkpoint.write_json(partial / RECORD, {**progress, "sha256": hashes})
+            files.write_json(partial / RECORD, {**progress, "sha256": hashes})
     if processes.is_main():
         _replace(folder, new)
 
@@ -149,7 +149,7 @@ def check(folder: Path) -> dict[str, Any]:
 
     Raises `CheckpointError` if it is damaged, or if another version of nacre wrote it.
     """
-    progress = checkpoint.read_json(folder / RECORD)
+    progress = files.read_json(folder / RECORD)
     hashes = progress.pop("sha256", None)
     if not isinstance(hashes, dict) or not all(
         is_path(name) and Path(name).name == name for name in hashes

@@ -13,11 +13,12 @@ from nacre import config
 from nacre import tokenizer as tokenizers
 from nacre.data.shards import TokenStore
 from nacre.errors import CheckpointError, NacreError, one_line
+from nacre.folders import METRICS, PLAN, RUN
 from nacre.growth import ledger
 from nacre.growth import plan as plans
 from nacre.growth.cache import faults
 from nacre.substrate import Substrate
-from nacre.train import checkpoint, folder, foreign, state
+from nacre.train import checkpoint, files, foreign, state
 from nacre.train.engine import CACHE
 from nacre.train.observer import Observer
 from nacre.untrusted import parse_json, read_lines
@@ -37,8 +38,8 @@ def verify(run: str | Path, observer: Observer | None = None) -> list[Finding]:
     Raises `CheckpointError` for a folder that is no run.
     """
     run, observer = Path(run), observer or Observer()
-    if not (run / folder.PLAN).is_file():
-        raise CheckpointError(f"{run}: holds no run ({folder.PLAN} is missing)")
+    if not (run / PLAN).is_file():
+        raise CheckpointError(f"{run}: holds no run ({PLAN} is missing)")
     checks = list(_checks(run))
     observer.phase(f"Verify {run}", len(checks))
     found: list[Finding] = []
@@ -53,10 +54,10 @@ def verify(run: str | Path, observer: Observer | None = None) -> list[Finding]:
 
 
 def _checks(run: Path) -> Iterator[tuple[str, Callable[[], object]]]:
-    plan = run / folder.PLAN
+    plan = run / PLAN
     yield "plan", lambda: plans.parse(config.read_yaml(plan), where=str(plan))
-    if (run / folder.RUN).exists():
-        yield "run record", lambda: folder.read_record(run)
+    if (run / RUN).exists():
+        yield "run record", lambda: files.read_run(run)
     if (run / "tokenizer").exists():
         yield "tokenizer", lambda: _tokenizer(run)
     if (run / "substrate").exists():
@@ -65,7 +66,7 @@ def _checks(run: Path) -> Iterator[tuple[str, Callable[[], object]]]:
         if not store.name.startswith("."):
             yield f"tokens {store.name}", lambda store=store: TokenStore.open(store).verify()
     try:
-        stages = checkpoint.stages(run)
+        stages = files.stages(run)
     except CheckpointError as error:
         message = str(error)
         yield "stages", lambda: _raise(message)
@@ -73,7 +74,7 @@ def _checks(run: Path) -> Iterator[tuple[str, Callable[[], object]]]:
     for below, stage in zip([None, *stages], stages, strict=False):
         yield f"stage {stage.name}", lambda s=stage: _tensors(s)
         yield f"lineage of {stage.name}", lambda s=stage, b=below: _lineage(s, b)
-    if (run / folder.METRICS).exists():
+    if (run / METRICS).exists():
         yield "metrics", lambda: check_metrics(run)
     for cache in sorted((run / CACHE).glob("*/*")):
         if cache.is_dir():
@@ -88,7 +89,7 @@ def _raise(message: str) -> None:
 
 
 def _recorded(run: Path, part: str) -> str | None:
-    record = folder.read_record(run) if (run / folder.RUN).exists() else {}
+    record = files.read_run(run) if (run / RUN).exists() else {}
     return record.get("fingerprints", {}).get(part)
 
 
@@ -109,7 +110,7 @@ def _same(where: Path, recorded: str | None, found: str) -> None:
 
 def _tensors(stage: Path) -> None:
     """Hash every tensor of a stage, one at a time, and compare it with the ledger."""
-    record = checkpoint.read_record(stage)
+    record = files.read_record(stage)
     expected: dict[str, str] = record["frozen"] | record["weights"]
     owners = foreign.weight_map(stage)
     if owners is None:
@@ -127,15 +128,15 @@ def _tensors(stage: Path) -> None:
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"{stage / shard}: damaged: {one_line(error)}") from None
     if ledger.fingerprint(expected) != record["fingerprint"]:
-        raise CheckpointError(f"{stage / checkpoint.RECORD}: its fingerprint is not of its hashes")
+        raise CheckpointError(f"{stage / files.RECORD}: its fingerprint is not of its hashes")
 
 
 def _lineage(stage: Path, below: Path | None) -> None:
     """Check that a stage stands on the one below, and that what it says is frozen was there."""
-    record = checkpoint.read_record(stage)
+    record = files.read_record(stage)
     if below is None:
         return
-    under = checkpoint.read_record(below)
+    under = files.read_record(below)
     if record["parent"] != under["fingerprint"]:
         raise CheckpointError(f"{stage}: does not stand on {below}: another parent is recorded")
     known = under["frozen"] | under["weights"]
@@ -154,15 +155,15 @@ def _cache(folder: Path) -> None:
 def check_metrics(run: Path) -> None:
     """Check that every step of every stage stands there once, without a gap."""
     last: dict[int, int] = {}
-    for number, written in enumerate(read_lines(run / folder.METRICS), 1):
+    for number, written in enumerate(read_lines(run / METRICS), 1):
         try:
             line: dict[str, Any] = parse_json(written)
             stage, step = int(line["stage"]), int(line["step"])
         except (ValueError, KeyError, TypeError, OverflowError):
-            raise CheckpointError(f"{run / folder.METRICS}, line {number}: damaged") from None
+            raise CheckpointError(f"{run / METRICS}, line {number}: damaged") from None
         if "lr" in line and step != last.get(stage, 0) + 1:
             after = last.get(stage, 0)
             message = f"step {step} of stage {stage} follows step {after}"
-            raise CheckpointError(f"{run / folder.METRICS}, line {number}: {message}")
+            raise CheckpointError(f"{run / METRICS}, line {number}: {message}")
         if "lr" in line:
             last[stage] = step
