@@ -23,6 +23,7 @@ from conftest import Build, Command
 from nacre import composition, generation
 from nacre.errors import CheckpointError, ConfigError
 from nacre.generation import Sampling
+from nacre.models import stock
 from nacre.models.rules import RULES, TRAINED, Rule
 from nacre.play import app, chart, compose, given, grow, guard, markup, shown, study, substrate
 from nacre.play import run as run_tab
@@ -172,7 +173,7 @@ def test_a_continuation_ends_where_the_context_does(depths: Depths) -> None:
 
 def test_losses_are_those_of_one_pass_in_windows_of_the_context(depths: Depths) -> None:
     model, tokenizer = depths.model(2), depths.tokenizer
-    context = grow.context_of(model)
+    context = stock.positions(model.config)
     ids = tokenizer("for name in names: print(name)\n" * 12)["input_ids"]
     assert context is not None
     assert len(ids) > context

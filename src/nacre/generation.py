@@ -26,6 +26,7 @@ from transformers import (
 from nacre import composition
 from nacre import tokenizer as tokenizers
 from nacre.errors import CheckpointError, ConfigError, Problem
+from nacre.models import stock
 from nacre.train import checkpoint, files
 
 NEW_TOKENS = 100
@@ -197,7 +198,7 @@ def encode(
     ids = tokenizer(prompt, return_tensors="pt").input_ids
     if ids.shape[1] == 0:
         ids = torch.tensor([[tokenizers.end_of_document(tokenizer)]])
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    context = stock.positions(model.config)
     room = sys.maxsize if context is None else context - ids.shape[1]
     wanted: int = max(1, min(NEW_TOKENS, room)) if new_tokens is None else new_tokens
     if wanted > room:

@@ -55,7 +55,7 @@ class Expert:
     @property
     def context(self) -> int | None:
         """The most positions it can read, if its config says so."""
-        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        return stock.positions(self.config)
 
     @cached_property
     def layout(self) -> Layout:
@@ -92,7 +92,7 @@ def read_experts(
             fix = "name its experts instead, or use --add"
             raise ConfigError(Problem("experts", f"{folder} is a composition itself", fix))
         config = checkpoint.load_config(folder)
-        staged = (folder / folders.STAGE).is_file()
+        staged = (folder / files.RECORD).is_file()
         record = files.read_record(folder) if staged else {}
         if not any(folder.glob("*.safetensors")):
             fix = "save it again with safe serialization"

@@ -22,6 +22,7 @@ from transformers import (
 
 from nacre import tokenizer as tokenizers
 from nacre.errors import CheckpointError
+from nacre.models import stock
 from nacre.train.observer import Observer
 
 BATCH_TOKENS = {"cpu": 8192, "cuda": 131072}
@@ -33,7 +34,7 @@ def room(model: PreTrainedModel, new_tokens: int) -> tuple[int | None, int]:
 
     New tokens get at most half of the context.
     """
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    context = stock.positions(model.config)
     if context is None:
         return None, new_tokens
     new = max(1, min(new_tokens, context // 2))

@@ -20,6 +20,7 @@ from nacre.evaluate import benchmarks, language
 from nacre.evaluate.benchmarks import Benchmark, Item
 from nacre.evaluate.extra import require
 from nacre.evaluate.scores import Score, mean_interval
+from nacre.models import stock
 from nacre.train.observer import Observer
 
 Answers = list[tuple[float, bool]]
@@ -182,7 +183,7 @@ def check(
     """
     if tokenizer.bos_token_id is None:
         tokenizers.end_of_document(tokenizer)
-    context: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    context = stock.positions(config)
     if context is None:
         return
     for item in items:

@@ -21,6 +21,7 @@ from nacre import tokenizer as tokenizers
 from nacre.data import corpus
 from nacre.errors import CheckpointError, ConfigError, DataError, Problem
 from nacre.evaluate.scores import RESAMPLES, ratio_interval
+from nacre.models import stock
 from nacre.models.mixing import log_likelihood
 
 LONGEST = 2048
@@ -222,7 +223,7 @@ def score(
 
 def reach(config: PreTrainedConfig, context: int | None, stride: int | None) -> tuple[int, int]:
     """Return context and stride with their defaults; raise ConfigError for impossible ones."""
-    most = getattr(config.get_text_config(), "max_position_embeddings", None)
+    most = stock.positions(config)
     context = most if context is None else context
     if context is None:
         message = "the model's configuration does not say it"

@@ -25,6 +25,7 @@ from nacre.evaluate import (
 )
 from nacre.evaluate.extra import require
 from nacre.evaluate.scores import Score
+from nacre.models import stock
 from nacre.train.observer import Observer
 
 
@@ -138,7 +139,7 @@ def _probe(name: str, options: Options) -> Task:
 
     def settings(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         tokenizers.end_of_document(tokenizer)
-        context = getattr(config.get_text_config(), "max_position_embeddings", None)
+        context = stock.positions(config)
         probes.check(name, tokenizer, context)
         return {"seed": 0, "examples": count}
 

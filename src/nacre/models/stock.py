@@ -148,6 +148,11 @@ def count_parameters(config: PreTrainedConfig) -> Counts:
     )
 
 
+def positions(config: PreTrainedConfig) -> int | None:
+    """Return the most positions that a model reads, if its configuration says so."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 def linear_layers(module: nn.Module) -> list[tuple[str, nn.Linear | Conv1D]]:
     """Return the named linear layers inside a module, GPT-2's transposed `Conv1D` included."""
     return [

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nacre import tokenizer as tokenizers
 from nacre.errors import ConfigError, Problem
 from nacre.generation import NEW_TOKENS, Sampling, pieces
+from nacre.models import stock
 from nacre.models.mixing import log_likelihood
 from nacre.play.markup import LONGEST_TEXT, details, quoted, token, tokens
 from nacre.play.models import Depths
@@ -41,7 +42,7 @@ def begin(
     check_length(prompt, "The prompt")
     tokenizers.check_text(prompt, "The prompt")
     ids = tokenizer(prompt)["input_ids"] or [tokenizers.end_of_document(tokenizer)]
-    room = (context_of(model) or sys.maxsize) - len(ids)
+    room = (stock.positions(model.config) or sys.maxsize) - len(ids)
     if room < 1:
         message = f"{len(ids)} tokens leave no room for new ones"
         raise ConfigError(Problem("The prompt", message, f"this model reads {len(ids) + room}"))
@@ -54,11 +55,6 @@ def check_length(text: str, what: str) -> None:
     if len(text) > LONGEST_TEXT:
         message = f"{len(text):,} characters are too many"
         raise ConfigError(Problem(what, message, f"{LONGEST_TEXT:,} at most"))
-
-
-def context_of(model: PreTrainedModel) -> int | None:
-    """Return how many positions a model reads, if its configuration says so."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def stops(tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -140,7 +136,7 @@ def read(model: PreTrainedModel, ids: Sequence[int], start: int) -> Losses:
     that every token but the first window's has at least half a context before it.
     """
     whole = torch.tensor([start, *ids])
-    window = context_of(model) or len(ids)
+    window = stock.positions(model.config) or len(ids)
     nats: list[float] = []
     likeliest: list[int] = []
     sure: list[float] = []

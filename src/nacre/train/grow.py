@@ -129,7 +129,7 @@ def check(plan: Plan, out: Path, trackers: Sequence[str] = ()) -> None:
         found = plans.reopening_problems(plan, base.get_text_config().num_hidden_layers)
         if found:
             raise ConfigError(found)
-        positions = getattr(base.get_text_config(), "max_position_embeddings", None)
+        positions = stock.positions(base)
         if positions is not None and plan.model.context > positions:
             message = f"{plan.model.context}, but {plan.start_from} has {positions} positions"
             fix = f"use at most {positions}: --set model.context={positions}"
