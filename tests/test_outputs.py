@@ -17,7 +17,9 @@ from conftest import Build
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.nn.modules.module import register_module_forward_hook
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from nacre.data import Loader, TokenStore, tokenize
 from nacre.errors import CheckpointError
@@ -126,6 +128,23 @@ def test_training_reads_what_the_trunk_computes(build: Callable[..., Built]) -> 
         assert h_BTD is not None
         assert torch.equal(h_BTD, view(torch.from_numpy(batch[:, :-1])))
     stored.close()
+
+
+def test_windows_go_through_the_trunk_in_batches_of_training(build: Callable[..., Built]) -> None:
+    sizes: list[int] = []
+
+    def count(module: Any, inputs: Any, output: Any) -> None:
+        if isinstance(module, LlamaDecoderLayer):
+            sizes.append(len(inputs[0]))
+
+    handle = register_module_forward_hook(count)
+    try:
+        read = build(depth=1).read
+    finally:
+        handle.remove()
+    batches = -(-len(read.windows()) // BATCH)
+    assert sizes[:batches] == [BATCH] * batches, "also the last, which has fewer"
+    assert sum(sizes[batches:]) == read.held_out_windows()
 
 
 def test_a_stream_starts_where_a_loader_does(

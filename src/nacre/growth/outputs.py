@@ -189,6 +189,8 @@ def build(
     """Make the caches of a stage in `folder`, or complete them; return what was found wrong.
 
     `trunk` takes token ids, or what `below` holds if that is given. `advance` is told of windows.
+    Batches are as large as training's: how a window is rounded may depend on how many are computed
+    together (on a GPU it does), and both modes are to see the same numbers.
     """
     windows, loader = reading.windows(), reading.loader
     said: list[str] = []
@@ -200,7 +202,7 @@ def build(
                 inputs = torch.from_numpy(loader.gather(ids)[:, :-1])
             else:
                 inputs = below.train.read(below.slots[ids])
-            yield trunk(inputs.to(device))
+            yield trunk(_filled(inputs, reading.batch_windows).to(device))[: len(ids)]
             advance(len(ids) * processes.count())
 
     def held_out(records: range) -> Iterator[torch.Tensor]:
@@ -235,6 +237,11 @@ def build(
             processes.wait()
             processes.on_main(builder.adopt)
     return said
+
+
+def _filled(batch: torch.Tensor, windows: int) -> torch.Tensor:
+    """Return a batch of so many windows: one that is shorter is filled up with its own."""
+    return batch if len(batch) == windows else batch[torch.arange(windows) % len(batch)]
 
 
 def numbered(batches: Iterator[Batch]) -> Iterator[tuple[int, Batch]]:
