@@ -88,7 +88,7 @@ def pico() -> Build:
     """Build a picomodel by family name: `pico("llama", depth=3, seed=1)`."""
 
     def build(family: str, depth: int = DEPTH, seed: int = 0) -> PreTrainedModel:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([]):
             torch.manual_seed(seed)
             model = stock.build(family_config(family, depth))
             for parameter in model.parameters():  # biases and norms away from zero and one
@@ -131,8 +131,8 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture(autouse=True)
 def _one_seed() -> Iterator[None]:
-    """Start every test from one random state and leave none behind."""
-    with torch.random.fork_rng():
+    """Start every test from one random state and leave none behind; no other device is woken."""
+    with torch.random.fork_rng([]):
         torch.manual_seed(0)
         yield
 

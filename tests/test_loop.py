@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from nacre.growth.stage import freeze_below
 from nacre.growth.trunk import release_memory
 from nacre.models import stock
 from nacre.train import checkpoint
+from nacre.train import state as states
 from nacre.train.device import PeakMemory, bf16_is_fast, cpu_features, micro_batches
 from nacre.train.loop import (
     MOST_SKIPPED,
@@ -251,13 +253,50 @@ def test_evaluation_is_the_stock_model_on_the_held_out_text(tiny_run: Path) -> N
         batches = validation_batches(run.store, context=32, batch_size=1, limit_tokens=1024)
         for window in batches:
             ids = torch.from_numpy(window)
-            logits = run.model(input_ids=ids[:, :-1]).logits[0].double()
+            logits = run.model(ids[:, :-1].to(run.model.device)).logits[0].double()
             nats -= logits.log_softmax(-1)[np.arange(32), ids[0, 1:]].sum().item()
             count += 32
             size += len(tokenizer.decode(ids[0, 1:], skip_special_tokens=True).encode())
     assert count == 1024
     assert found["loss"] == pytest.approx(nats / count, rel=1e-5)
     assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=5e-3)
+
+
+class Gpu:
+    """The random state of a GPU, in the place of torch.cuda."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.state = torch.arange(16, dtype=torch.uint8)
+        monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: self.state.clone())
+        monkeypatch.setattr(torch.cuda, "set_rng_state", self.set)
+
+    def set(self, state: torch.Tensor) -> None:
+        self.state = state.clone()
+
+
+@pytest.mark.parametrize(("wrote", "resumes"), [("cuda", "cuda"), ("cpu", "cuda"), ("cuda", "cpu")])
+def test_what_was_drawn_from_is_drawn_from_again(
+    wrote: str, resumes: str, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropout draws on the device; a run may go on on another one."""
+    gpu = Gpu(monkeypatch)
+    run = open_run(tiny_run, Training(batch_tokens=256), Stage(add_blocks=1, tokens=5120))
+    train_step(run, next(iter(run.loader))[0])
+
+    def on(kind: str) -> None:
+        monkeypatch.setattr(run, "accelerator", SimpleNamespace(device=torch.device(kind)))
+
+    on(wrote)
+    progress = {"stage": 3, "processes": 1, **run.progress.record()}
+    states.save(tmp_path / "state", run.state(), progress)
+    drawn, before = torch.rand(3), gpu.state.clone()
+    gpu.state = before + 1
+    on(resumes)
+    saved = states.load(tmp_path / "state")
+    assert saved is not None
+    run.restore(saved)
+    assert torch.equal(torch.rand(3), drawn)
+    assert torch.equal(gpu.state, before) == (wrote == resumes)
 
 
 def test_peak_memory_sees_an_allocation_and_forgets_it() -> None:

@@ -136,6 +136,23 @@ def test_blocks_that_are_not_there(this: Stage, message: str, pico: Build) -> No
     assert str(error.value) == f"{message} (they are numbered from 0)"
 
 
+def test_new_weights_are_drawn_on_the_cpu_alone(
+    pico: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there are two GPUs, neither is woken, nor is its random state another afterwards."""
+
+    def touched(*arguments: object) -> None:
+        raise AssertionError("the state of a GPU was asked for or changed")
+
+    model, before = pico("llama"), torch.get_rng_state()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("get_rng_state", "set_rng_state", "manual_seed_all"):
+        monkeypatch.setattr(torch.cuda, name, touched)
+    stage.add_blocks(model, 1, "random", seed=3)
+    assert stage.choose_trainable(model, READJUST, depth_below=2, seed=3) is not None
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_adapters_train_beside_new_blocks(pico: Build) -> None:
     model = pico("llama", depth=5)
     stage.choose_trainable(model, READJUST, depth_below=4, seed=0)

@@ -53,6 +53,13 @@ def test_a_tensor_that_a_state_does_not_hold(state: tuple) -> None:
         saved.read({**tensors, "exp_avg.a": torch.zeros(3, 2)})
 
 
+def test_a_state_says_what_it_holds(state: tuple) -> None:
+    saved = states.load(state[0])
+    assert saved is not None
+    assert saved.holds("random.0")
+    assert not saved.holds("random.1")
+
+
 def test_a_state_is_replaced_whole_and_cleared(state: tuple) -> None:
     folder, tensors = state
     states.save(folder, tensors, {**PROGRESS, "step": 8})

@@ -33,7 +33,7 @@ class Shape:
         config = stock.llama_config(
             self.vocabulary, self.width, self.heads, self.mlp, 2 * self.tokens, self.depth
         )
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([]):
             torch.manual_seed(number)
             model = stock.build(config).eval()
         if number:

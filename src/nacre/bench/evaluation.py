@@ -76,7 +76,7 @@ def suite(effort: Effort) -> Iterator[Row]:
     config = stock.llama_config(
         len(tokenizer), shape.width, shape.heads, shape.mlp, CONTEXT, shape.depth
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([]):
         torch.manual_seed(0)
         model = stock.build(config).eval()
     with quiet():

@@ -92,7 +92,7 @@ def save(shape: Shape, folder: Path, texts: list[str]) -> None:
         len(tokenizer), shape.width, shape.heads, shape.mlp, 256, shape.depth
     )
     folder.mkdir(parents=True)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([]):
         torch.manual_seed(0)
         checkpoint.save_weights(stock.build(config), folder, [(1, shape.depth)])
     tokenizer.save_pretrained(folder)

@@ -114,7 +114,7 @@ class Steps:
     def __init__(self, plan: Plan, store: TokenStore, out: Path, accelerator: Accelerator) -> None:
         index = len(plan.stages) - 1
         trunk, depth = plan.depth - plan.stages[-1].add_blocks, plan.depth
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([]):
             torch.manual_seed(0)
             model = stock.build(budget.model_config(plan, plan.tokenizer.size, depth))
         model.requires_grad_(False)

@@ -7,7 +7,8 @@ Each verb changes a stock decoder in place. What may train afterwards is exactly
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -43,8 +44,7 @@ def add_blocks(
     if under > len(old):
         raise ConfigError(_too_many("under", under, len(old)))
     before_BTV = _probe(model) if init == "zero" else None
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with _drawing(seed):
         new = stock.add_blocks(model, count, under)
     if init != "random" and old:
         sources = (old[: len(old) - under] or old)[-count:]
@@ -55,6 +55,17 @@ def add_blocks(
         if not torch.equal(_probe(model), before_BTV):
             message = f"zero does not preserve the logits of a {type(model).__name__}"
             raise ConfigError(Problem("init", message, "use init: copy or init: random"))
+
+
+@contextmanager
+def _drawing(seed: int) -> Iterator[None]:
+    """Draw new weights from a seed, and leave the random state as it was.
+
+    They are drawn on the CPU, wherever the model is: no other device is asked for its state.
+    """
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 @torch.no_grad()
@@ -112,10 +123,9 @@ def attach_lora(model: PreTrainedModel, depth: int, lora: Lora, seed: int) -> Pe
         target_modules=targets,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    with _drawing(seed), warnings.catch_warnings():
         # PEFT asks transformers 5 by the name that it had in 4.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        torch.manual_seed(seed)
         adapted = get_peft_model(model, config)
     assert isinstance(adapted, PeftModel)
     for parameter in trainable:

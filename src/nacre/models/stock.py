@@ -248,9 +248,9 @@ def add_blocks(model: PreTrainedModel, count: int, under: int = 0) -> list[nn.Mo
     reference = next(template.parameters())
     new: list[nn.Module] = []
     for index in range(depth, depth + count):
-        block = type(template)(config, index).to(reference.device, reference.dtype)
+        block = type(template)(config, index)
         block.apply(model._init_weights)
-        block.train(model.training)
+        block.to(reference.device, reference.dtype).train(model.training)
         parts.blocks.append(block)
         new.append(block)
     if under:

@@ -182,28 +182,45 @@ class StageRun:
             self.outputs.close()
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Return the tensors to continue from, by name: weights, Adam's moments, random state."""
-        tensors = {f"random.{processes.rank()}": torch.get_rng_state()}
+        """Return the tensors to continue from, by name: weights, Adam's moments, random states."""
+        tensors = {name: generator.get_rng_state() for name, generator in self._random().items()}
         for name, parameter in self.trained_weights().items():
             tensors[f"weight.{name}"] = parameter.detach()
             for kind, value in self.optimizer.state[parameter].items():
                 tensors[f"{kind}.{name}"] = value
         return tensors
 
+    def _random(self) -> dict[str, Any]:
+        """Return what this process draws from, by the name of its saved state.
+
+        Weights and data are drawn on the CPU, dropout on the device.
+        """
+        name, device = f"random.{processes.rank()}", self.accelerator.device
+        found: dict[str, Any] = {name: torch.random}
+        if device.type != "cpu":
+            found[f"{name}.{device.type}"] = torch.get_device_module(device)
+        return found
+
     def restore(self, saved: SavedState) -> None:
-        """Continue from a saved state of this stage, whatever number of processes wrote it."""
+        """Continue from a saved state of this stage, on whatever device and however many processes.
+
+        What was not drawn from then is drawn from as it is.
+        """
         for parameter in self.trained_weights().values():
             self.optimizer.state[parameter] = {
                 "step": torch.zeros((), device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter, requires_grad=False),
                 "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
             }
-        tensors, random_state = self.state(), f"random.{processes.rank()}"
-        if processes.rank() >= saved.progress["processes"]:
-            del tensors[random_state]
+        random = {name: each for name, each in self._random().items() if saved.holds(name)}
+        tensors = {
+            name: tensor
+            for name, tensor in self.state().items()
+            if name in random or not name.startswith("random.")
+        }
         saved.read(tensors)
-        if random_state in tensors:
-            torch.set_rng_state(tensors[random_state])
+        for name, generator in random.items():
+            generator.set_rng_state(tensors[name])
         self.progress = Progress.from_record(saved.progress)
         self.loader = Loader(
             self.store,

@@ -45,6 +45,10 @@ class SavedState:
     progress: dict[str, Any]
     damaged: str | None = None
 
+    def holds(self, name: str) -> bool:
+        """Tell whether a tensor of this name was saved."""
+        return any(name in foreign.read_header(path) for path in self.folder.glob("*.safetensors"))
+
     def read(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Read named tensors, in place; raise `CheckpointError` if one of them is not there."""
         try:
