@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from launching import launch
 
 from nacre import processes
@@ -22,6 +23,9 @@ from nacre.train.verify import verify
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forked"),
+    pytest.mark.skipif(
+        torch.cuda.is_available(), reason="CUDA survives no fork: hide it, CUDA_VISIBLE_DEVICES="
+    ),
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
 ]
 TOLERANCE = 1e-4  # nats; sums of gradients in another order

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from injection import (
     BUG,
     DONE,
@@ -35,6 +36,9 @@ from nacre.train.verify import verify
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="faults are injected into a forked process"),
+    pytest.mark.skipif(
+        torch.cuda.is_available(), reason="CUDA survives no fork: hide it, CUDA_VISIBLE_DEVICES="
+    ),
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
 ]
 
