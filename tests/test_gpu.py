@@ -10,10 +10,11 @@ import torch
 from conftest import CONTEXT, VOCABULARY, Build
 from test_composed import RULES, compose
 
+from nacre import folders
 from nacre.evaluate.run import evaluate
 from nacre.growth import plan as plans
 from nacre.models.rules import Rule
-from nacre.train import checkpoint, folder
+from nacre.train import files, metrics
 from nacre.train.grow import grow
 from nacre.train.observer import Observer
 
@@ -49,7 +50,7 @@ def plan(*settings: str) -> plans.Plan:
 
 def losses(run: Path) -> list[float]:
     """Every training and held-out loss of a run, in order."""
-    lines = folder.read_metrics(run)
+    lines = metrics.read_metrics(run)
     return [line["loss"] if "loss" in line else line["validation"]["loss"] for line in lines]
 
 
@@ -57,13 +58,13 @@ def losses(run: Path) -> list[float]:
 def recomputed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("gpu") / "run"
     grow(plan("trunk.mode=recompute"), out)
-    assert checkpoint.read_json(out / folder.RUN)["machine"]["device"].startswith("cuda")
+    assert files.read_json(out / folders.RUN)["machine"]["device"].startswith("cuda")
     return out
 
 
 def test_a_cached_run_is_the_recomputed_one(recomputed: Path, tmp_path: Path) -> None:
     grow(plan("trunk.mode=cache"), tmp_path / "run")
-    records = [checkpoint.read_record(stage) for stage in checkpoint.stages(tmp_path / "run")]
+    records = [files.read_record(stage) for stage in files.stages(tmp_path / "run")]
     assert [record["trunk_mode"] for record in records] == ["recompute", "cache", "whole"]
     assert losses(tmp_path / "run") == pytest.approx(losses(recomputed), abs=ROUNDING)
 
