@@ -201,8 +201,10 @@ class _HeadLoss(torch.autograd.Function):
         for start in range(0, len(h_ND), chunk):
             rows = slice(start, start + chunk)
             h_CD = h_ND[rows]
-            logits_CV = functional.linear(h_CD, weight_VD, bias_V)
-            loss, d_logits_CV, d_shift = softmax(logits_CV, targets_N[rows, None], dtype, gradients)
+            # No name here holds the logits: the softmax frees them.
+            loss, d_logits_CV, d_shift = softmax(
+                functional.linear(h_CD, weight_VD, bias_V), targets_N[rows, None], dtype, gradients
+            )
             total += loss
             if d_logits_CV is None:
                 continue
