@@ -230,3 +230,8 @@ def test_validation_leaves_its_input_alone() -> None:
     data = {"inner": {"size": "x"}, "zzz": 1}
     messages(data)
     assert data == {"inner": {"size": "x"}, "zzz": 1}
+
+
+def test_a_setting_of_endless_parts_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^--set 'a\.a.*\.\.\..*': nested more than 100 deep$"):
+        config.override({}, [".".join("a" * 500) + "=1"])

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 
 from nacre.atomic import write_text
 from nacre.errors import ConfigError, Problem, nearest
-from nacre.untrusted import read_text
+from nacre.untrusted import DEPTH, read_text
 
 
 class Section(BaseModel):
@@ -205,6 +205,9 @@ def override(data: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]
             raise ConfigError(Problem(f"--set {dotted}", message)) from None
         node: Any = result
         *parents, last = dotted.split(".")
+        if len(parents) > DEPTH:
+            message = f"nested more than {DEPTH} deep"
+            raise ConfigError(Problem(f"--set {_short.repr(dotted)}", message))
         try:
             for key in parents:
                 if isinstance(node, list):
