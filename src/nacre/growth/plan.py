@@ -240,6 +240,10 @@ class Stage(Section):
         first, _, last = self.train.partition("-")
         return range(int(first), int(last or first) + 1)
 
+    def steps(self, batch_tokens: int) -> int:
+        """Return the optimizer steps of the stage if nothing ends it early."""
+        return max(1, round(self.tokens / batch_tokens))
+
     def trunk_depth(self, depth: int) -> int:
         """Return how many of the `depth` blocks below form the stage's trunk.
 
@@ -502,7 +506,7 @@ def warnings(plan: Plan) -> list[str]:
     for index, stage in enumerate(plan.stages):
         field = f"stages[{index}]"
         trunk = index > 0 or plan.start_from is not None
-        steps = round(stage.tokens / plan.training.batch_tokens)
+        steps = stage.steps(plan.training.batch_tokens)
         evaluations = max(0, steps - 1) // plan.training.evaluate_every
         if stage.lora is not None and not trunk:
             found.append(f"{field}.lora has no effect: there is no trunk to adapt yet")

@@ -58,13 +58,8 @@ def reading(plan: Plan, index: int, store: TokenStore, start: LoaderState | None
     batch = training.batch_tokens // context
     loader = Loader(store, "train", context=context, batch_size=batch, seed=plan.seed, start=start)
     micro = training.micro_batch_tokens or training.batch_tokens
-    count = stage_steps(plan, index) * batch
+    count = plan.stages[index].steps(training.batch_tokens) * batch
     return Reading(loader, loader.position, count, micro // context, training.validation_tokens)
-
-
-def stage_steps(plan: Plan, index: int) -> int:
-    """Return the optimizer steps of a stage that no patience ends early."""
-    return max(1, round(plan.stages[index].tokens / plan.training.batch_tokens))
 
 
 @dataclass(frozen=True)
@@ -217,7 +212,7 @@ class StageTrunk:
         for number in range(self.index, len(plan.stages)):
             if (plan.stages[number].sources or plan.data.sources) != self._sources():
                 return
-            count = stage_steps(plan, number) * loader.batch_size
+            count = plan.stages[number].steps(plan.training.batch_tokens) * loader.batch_size
             yield number, loader.distinct(position, count)
             position = 0 if plan.data.order == "restart" else position + count
 
@@ -248,7 +243,7 @@ class StageTrunk:
             moves_trunk = number > self.index and this.trunk_depth(blocks) < blocks
             if self._asked_by(number) == "recompute" or moves_trunk or not held[windows].all():
                 break
-            steps = stage_steps(plan, number)
+            steps = this.steps(plan.training.batch_tokens)
             evaluations = 2 + (steps - 1) // plan.training.evaluate_every
             passes = steps * loader.batch_size + evaluations * held_out
             records = len(windows) + held_out
