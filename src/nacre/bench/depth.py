@@ -94,8 +94,7 @@ def _rows(mode: str, costs: dict[int, list[Cost]], device: str) -> Iterator[Row]
 def measure(trunk: int, mode: str, device: str, quick: bool) -> Cost:
     """Train some steps of a stage on a trunk of `trunk` blocks; return what they took.
 
-    What a first step loads into memory is loaded by a tiny stage
-    before anything is counted.
+    What a first step loads into memory is loaded by a tiny stage before anything is counted.
     """
     import gc
 

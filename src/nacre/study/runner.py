@@ -235,9 +235,8 @@ def _next(waiting: Sequence[Run], active: Sequence[_Job], runs: Sequence[Run]) -
         awaits_stage = any(
             common_stages(job.run.plan, run.plan) > shared_stages(job.run, run) for job in active
         )
-        awaits_tokens = not _made(run, runs) and any(
-            _parts(job.run.plan) == _parts(run.plan) for job in active
-        )
+        made_now = any(_parts(job.run.plan) == _parts(run.plan) for job in active)
+        awaits_tokens = made_now and not _made(run, runs)
         if not (awaits_stage or awaits_tokens):
             return run
     return None

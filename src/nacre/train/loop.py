@@ -263,7 +263,7 @@ def setup(
         rename = getattr(model, "activation_checkpointing_enable", None)
         (rename or model.gradient_checkpointing_enable)({"use_reentrant": False})
     objective.to(accelerator.device)
-    planned_steps = max(1, round(stage.tokens / training.batch_tokens))
+    planned_steps = stage.steps(training.batch_tokens)
     if compiles(training, accelerator.device, planned_steps):
         for block in stock.find_parts(model).blocks:
             block.compile()
@@ -419,15 +419,15 @@ def evaluate(run: StageRun) -> dict[str, float]:
     device = run.accelerator.device
     objective = run.accelerator.unwrap_model(run.objective)
     objective.eval()
-    for batch, below_BTD, counts in run.held_out():
-        ids = torch.from_numpy(batch)
-        with uncompiled(run):
+    with uncompiled(run):
+        for batch, below_BTD, counts in run.held_out():
+            ids = torch.from_numpy(batch)
             loss = objective(*on_device(ids, below_BTD, device))
-        if counts:
-            targets = batch[:, 1:]
-            nats += loss.item() * targets.size
-            tokens += targets.size
-            text_bytes += int(run.byte_lengths[targets].sum())
+            if counts:
+                targets = batch[:, 1:]
+                nats += loss.item() * targets.size
+                tokens += targets.size
+                text_bytes += int(run.byte_lengths[targets].sum())
     objective.train()
     sharding.let_go(objective)
     return scores(*processes.total(nats, tokens, text_bytes, device=device))

@@ -34,7 +34,7 @@ class Objective(nn.Module):
     `stock.splits_exactly` says. Gradients stop at whatever is frozen.
     """
 
-    compiled: bool
+    compiled: bool = False
     """Whether the head's loss is compiled where it trains."""
 
     def __init__(
@@ -49,7 +49,6 @@ class Objective(nn.Module):
         self.crown = parts.decoder if whole else stock.upper(model, trunk_depth)
         self.head = parts.head
         self.model = None if exact else model
-        self.compiled = False
         self.frozen_blocks = [] if whole or mode == "cache" else list(parts.blocks)[:trunk_depth]
 
     def train(self, mode: bool = True) -> Objective:
