@@ -686,3 +686,23 @@ def test_every_option_of_a_rule_that_is_a_number_has_its_control() -> None:
         if isinstance(getattr(Rule, option), int | float)
     }
     assert set(OPTIONS) == numbers
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="needs gradio")
+@pytest.mark.filterwarnings("ignore")
+def test_no_event_takes_back_what_a_person_typed(tiny_run: Path, pair: Path) -> None:
+    """A stream writes its last values twice: by the second time, somebody may have typed."""
+    import gradio as gr
+
+    from nacre.play import page
+    from nacre.play.shown import Shown
+
+    async def build() -> gr.Blocks:
+        return page.build(Shown(given.look([tiny_run, pair])))
+
+    built = asyncio.run(build())  # without a loop that runs, Gradio leaves one open
+    into = [fn for fn in built.fns.values() if any(isinstance(o, gr.Textbox) for o in fn.outputs)]
+    assert len(into) == 2
+    for fn in into:
+        assert not fn.types_generator
+        assert all(not o.interactive for o in fn.outputs if isinstance(o, gr.Textbox))

@@ -124,9 +124,10 @@ def visit(chromium: Any) -> Iterator[Open]:
 
 
 def filled(page: Any, label: str) -> Any:
-    """Return a text box once the page has put text into it."""
+    """Return a text box once the page has put text into it and lets a person type."""
     box = page.get_by_label(label, exact=True).locator("visible=true")
-    page.wait_for_function("box => box.value.length > 0", arg=box.element_handle())
+    ready = "box => box.value.length > 0 && !box.disabled"
+    page.wait_for_function(ready, arg=box.element_handle())
     return box
 
 

@@ -11,7 +11,7 @@ from nacre.folders import STAGES
 from nacre.play import markup
 from nacre.play.given import expert_count
 from nacre.play.shown import Shown
-from nacre.play.tabs.parts import FALLBACK, area, on, sampling, sampling_controls, text_box
+from nacre.play.tabs.parts import area, box_to_fill, filled, on, sampling, sampling_controls
 
 if TYPE_CHECKING:
     from nacre.models.rules import Rule
@@ -51,28 +51,27 @@ def build(shown: Shown, page: gr.Blocks) -> None:
                 gr.Slider(0, 1, 1, step=0.05, visible=False)
                 for _ in range(expert_count(shown.given))
             ]
-        prompt = text_box("Prompt", 3)
+        prompt = box_to_fill("Prompt", 3)
         go = gr.Button("Continue", variant="primary")
         drawing = sampling_controls()
         out = area(elem_id="mixed")
 
-    def begin() -> Iterator[Any]:
-        yield from _begin(shown, len(weights))
+    def begin() -> tuple[Any, ...]:
+        return _begin(shown, len(weights))
 
-    def choose(names: Sequence[str], rule: str) -> Iterator[Any]:
+    def choose(names: Sequence[str], rule: str) -> tuple[Any, ...]:
         from nacre.models.rules import RULES
         from nacre.play import compose
 
         has = RULES.get(rule, ())
         shows = [gr.update(visible=option in has) for option in OPTIONS]
         weighs = gr.update(visible="prior" in has or "weights" in has)
-        yield compose.experts(shown.mixtures(), names), *shows, weighs
+        return compose.experts(shown.mixtures(), names), *shows, weighs
 
     def mixed(names: Sequence[str], rule: str, prompt: str, *numbers: float) -> Iterator[str]:
         yield from _mixed(shown, names, rule, prompt, numbers, len(weights))
 
-    filled = [table, controls, names, rule, *options, weighing, *weights, prompt]
-    on(page.load, begin, None, filled)
+    on(page.load, begin, None, [table, controls, names, rule, *options, weighing, *weights, prompt])
     for changed in (names, rule):
         on(changed.input, choose, [names, rule], [table, *options, weighing])
     inputs = [names, rule, prompt, *options, *weights, *drawing]
@@ -80,7 +79,7 @@ def build(shown: Shown, page: gr.Blocks) -> None:
     on(prompt.submit, mixed, inputs, out, cancels=[clicked])
 
 
-def _begin(shown: Shown, sliders: int) -> Iterator[Any]:
+def _begin(shown: Shown, sliders: int) -> tuple[Any, ...]:
     """Show the composition as it is on disk: its experts, rule, options and weights."""
     from nacre.composition.folder import context
     from nacre.models.rules import RULES
@@ -102,7 +101,7 @@ def _begin(shown: Shown, sliders: int) -> Iterator[Any]:
         sample_text(_run_of(mixtures.experts[name].path), mixtures.tokenizer, size).strip()
         for name in playing[:2]
     ]
-    yield (
+    return (
         compose.experts(mixtures, playing),
         gr.update(visible=True),
         gr.update(choices=known, value=playing),
@@ -110,7 +109,7 @@ def _begin(shown: Shown, sliders: int) -> Iterator[Any]:
         *(gr.update(value=getattr(rule, key), visible=key in has) for key in OPTIONS),
         gr.update(visible="prior" in has or "weights" in has),
         *[*weights, *[gr.skip()] * sliders][:sliders],
-        " ".join(filter(None, samples)) or FALLBACK,
+        filled(" ".join(filter(None, samples))),
     )
 
 

@@ -10,7 +10,7 @@ import gradio as gr
 from nacre.play import markup
 from nacre.play.given import stage_depths
 from nacre.play.shown import Shown
-from nacre.play.tabs.parts import FALLBACK, area, on, sampling, sampling_controls, text_box
+from nacre.play.tabs.parts import area, box_to_fill, filled, on, sampling, sampling_controls
 
 PROMPT, TEXT = 12, 90  # tokens of a run's own text that the boxes begin with
 
@@ -37,24 +37,21 @@ def build(shown: Shown, page: gr.Blocks) -> None:
         on(page.load, lambda: _begin(shown), None, [area(), prompt, text])
 
 
-def _begin(shown: Shown) -> Iterator[tuple[str, str, str]]:
-    """Fill the boxes with text of the run itself, while the models are loaded beside it.
-
-    Nothing may follow the last `yield`: the end of an event writes its values once more.
-    """
+def _begin(shown: Shown) -> tuple[str, Any, Any]:
+    """Fill the boxes with text of the run itself, while the models are loaded beside it."""
     from nacre.play.models import sample_text
 
     depths = shown.depths()
     prompt, text = (sample_text(depths.path, depths.tokenizer, size) for size in (PROMPT, TEXT))
     shown.warm()
-    yield "", prompt.rstrip() or FALLBACK, text or FALLBACK
+    return "", filled(prompt.rstrip()), filled(text)
 
 
 def _continuing(shown: Shown, known: Sequence[int]) -> gr.Textbox:
     several = len(known) > 1
     about = "The same prompt and the same seed at every depth." if several else ""
     area(markup.section("Continue a text", about))
-    prompt = text_box("Prompt", 2)
+    prompt = box_to_fill("Prompt", 2)
     stages = " · ".join(f"stage {n}: {depth} blocks" for n, depth in enumerate(known, 1))
     place = gr.Slider(
         1, max(2, len(known)), len(known), step=1, label="Depth, as the stage of the run",
@@ -100,7 +97,7 @@ def _losing(shown: Shown, known: Sequence[int]) -> gr.Textbox:
     several = len(known) > 1
     about = "Each token coloured by how much it surprised the model"
     area(markup.section("Loss, token by token", f"{about}{', at two depths' * several}."))
-    text = text_box("Text", 4)
+    text = box_to_fill("Text", 4)
     places = [(f"{depth} blocks (stage {n})", n) for n, depth in enumerate(known, 1)]
     with gr.Row(visible=several):
         first = gr.Dropdown(places, value=1, label="First depth")

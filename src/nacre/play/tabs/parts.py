@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,16 @@ def text_box(label: str, lines: int, **options: Any) -> gr.Textbox:
     return gr.Textbox(label=label, lines=lines, max_lines=10, max_length=longest, **options)
 
 
+def box_to_fill(label: str, lines: int) -> gr.Textbox:
+    """Return a box that takes no typing before `filled` has put the first text into it."""
+    return text_box(label, lines, interactive=False, placeholder="Loading…")
+
+
+def filled(text: str) -> Any:
+    """Return the first text of a `box_to_fill`; nothing that a person types is lost to it."""
+    return gr.update(value=text or FALLBACK, interactive=True)
+
+
 def sampling_controls() -> list[Any]:
     """Return the controls that say how tokens are drawn, folded away."""
     with gr.Accordion("How tokens are drawn", open=False), gr.Row():
@@ -55,10 +66,14 @@ def sampling(values: Sequence[float | None]) -> Sampling:
 
 
 def on(
-    trigger: Callable[..., Any], work: Callable[..., Iterator[Any]], inputs: Any, outputs: Any,
+    trigger: Callable[..., Any], work: Callable[..., Any], inputs: Any, outputs: Any,
     **options: Any,
 ) -> Any:  # fmt: skip
-    """Wire an event that only the page calls; `work` yields values of `outputs`."""
+    """Wire an event that only the page calls.
+
+    `work` returns the values of `outputs`, or yields them one after the other. What it yields last
+    is written twice, with a pause between: a box that a person writes into is filled by a return.
+    """
     several = len(outputs) if isinstance(outputs, list) else 1
     return trigger(
         spoken(work, several),
@@ -70,31 +85,40 @@ def on(
     )
 
 
-def spoken(work: Callable[..., Iterator[Any]], outputs: int = 1) -> Callable[..., Iterator[Any]]:
+def spoken(work: Callable[..., Any], outputs: int = 1) -> Callable[..., Any]:
     """Return an event that puts what a person can mend, or a bug, into words in the page.
 
     The words go to the first of its outputs, which is HTML; the others stay as they are.
     """
 
-    def said(text: str) -> Any:
-        shown = markup.notice(text)
-        return shown if outputs == 1 else (shown, *[gr.skip()] * (outputs - 1))
-
-    @functools.wraps(work)
-    def event(*inputs: Any) -> Iterator[Any]:
-        try:
-            _imported()
-            yield from work(*inputs)
-        except NacreError as error:
-            yield said(str(error))
-        except Exception as error:
-            logger.exception("an event of the page failed")
-            yield said(
+    def said(error: Exception) -> Any:
+        if isinstance(error, NacreError):
+            shown = markup.notice(str(error))
+        else:
+            logger.error("an event of the page failed", exc_info=error)
+            shown = markup.notice(
                 f"This failed, and it is a fault of nacre: {type(error).__name__}: {error}\n"
                 "The terminal that runs the page has the details."
             )
+        return shown if outputs == 1 else (shown, *[gr.skip()] * (outputs - 1))
 
-    return event
+    @functools.wraps(work)
+    def at_once(*inputs: Any) -> Any:
+        try:
+            _imported()
+            return work(*inputs)
+        except Exception as error:
+            return said(error)
+
+    @functools.wraps(work)
+    def in_turn(*inputs: Any) -> Iterator[Any]:
+        try:
+            _imported()
+            yield from work(*inputs)
+        except Exception as error:
+            yield said(error)
+
+    return in_turn if inspect.isgeneratorfunction(work) else at_once
 
 
 def _import() -> bool:

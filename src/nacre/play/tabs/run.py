@@ -30,12 +30,12 @@ def build(shown: Shown, page: gr.Blocks) -> None:
     seen = gr.State(())
     timer = gr.Timer(TICK)
 
-    def look(seen: tuple[float, ...]) -> Iterator[Any]:
+    def look(seen: tuple[float, ...]) -> tuple[Any, Any]:
         from nacre.play import run
 
         now = run.stamp(path)
         changed = now != tuple(seen)
-        yield (run.show(path), now) if changed else (gr.skip(), gr.skip())
+        return (run.show(path), now) if changed else (gr.skip(), gr.skip())
 
     def checking() -> Iterator[str]:
         from nacre.play import run

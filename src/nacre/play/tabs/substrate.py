@@ -37,20 +37,20 @@ def build(shown: Shown, page: gr.Blocks) -> None:
     method = gr.Radio(methods, value="PCA", label="Method", visible=len(methods) > 1)
     atlas = area(markup.waiting("Drawing the map…"), elem_id="map")
 
-    def begin() -> Iterator[str]:
+    def begin() -> str:
         from nacre.play import substrate
 
-        yield substrate.summary(shown.substrate()[0])
+        return substrate.summary(shown.substrate()[0])
 
-    def draw(text: str) -> Iterator[str]:
+    def draw(text: str) -> str:
         from nacre.play import substrate
 
-        yield substrate.drawn(*shown.substrate(), text)
+        return substrate.drawn(*shown.substrate(), text)
 
-    def find(string: str) -> Iterator[str]:
+    def find(string: str) -> str:
         from nacre.play import substrate
 
-        yield substrate.nearest(shown.substrate()[0], string)
+        return substrate.nearest(shown.substrate()[0], string)
 
     def chart(method: str) -> Iterator[str]:
         yield markup.waiting("Drawing the map…")
