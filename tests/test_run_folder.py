@@ -46,7 +46,7 @@ def test_output_folder_with_other_files(plan: plans.Plan, tmp_path: Path) -> Non
 def test_what_a_run_left_that_died_before_it_had_a_plan_is_no_other_file(
     plan: plans.Plan, tmp_path: Path
 ) -> None:
-    for name in (".plan.yaml.partial", ".lock"):
+    for name in (".plan.yaml.417.partial", ".lock"):
         (tmp_path / name).write_text("")
     assert folder.claim(tmp_path, plan, resume=False, overwrite=False) == plan
 

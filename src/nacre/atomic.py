@@ -7,13 +7,20 @@ from pathlib import Path
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text in UTF-8 under a temporary name, `.NAME.partial`, and rename it."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    """Write text in UTF-8 under a temporary name, `.NAME.PROCESS.partial`, and rename it.
+
+    Two processes that write the same file at once do not meet: the last one's stays.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 

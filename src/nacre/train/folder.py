@@ -43,8 +43,8 @@ def claim(out: Path, plan: Plan | None, *, resume: bool, overwrite: bool) -> Pla
     if mine and not overwrite:
         fix = "add --resume to continue it, --overwrite to replace it, or name another folder"
         raise ConfigError(Problem("--out", f"{out} already holds a run", fix))
-    left = (LOCK, f".{PLAN}.partial")  # by a process that died before it had a plan
-    if not mine and out.exists() and any(path.name not in left for path in out.iterdir()):
+    left = {out / LOCK, *out.glob(f".{PLAN}.*partial")}  # by a process that died before its plan
+    if not mine and out.exists() and set(out.iterdir()) - left:
         message = f"{out} holds files that are not a run's"
         raise ConfigError(Problem("--out", message, "name a new or empty folder"))
     if mine:
