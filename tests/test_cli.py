@@ -11,7 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Command
+from transformers import LlamaForCausalLM
 
 from nacre.terminal import Display
 
@@ -240,6 +242,20 @@ def test_prompt_that_fills_the_context(command: Command, tiny_run: Path) -> None
     code, _, err = command("generate", tiny_run, "word " * 400, "--max-new-tokens", "1")
     assert code == 2
     assert "--max-new-tokens" not in err, "no number of new tokens would help"
+
+
+@pytest.mark.parametrize("argument", [["generate"], ["eval", "--tasks", "copy"]])
+def test_a_model_that_does_not_fit_into_memory(
+    command: Command, tiny_run: Path, monkeypatch: pytest.MonkeyPatch, argument: list[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(LlamaForCausalLM, "to", full)
+    verb, *options = argument
+    code, out, err = command(verb, tiny_run / "stages" / "01", *options, "--json")
+    assert (code, out) == (2, "")
+    assert "01 needs more memory than there is: free some, or set ACCELERATE_USE_CPU=1" in err
 
 
 def test_a_folder_that_cannot_be_made(command: Command, tmp_path: Path) -> None:

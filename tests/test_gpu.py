@@ -12,6 +12,7 @@ from test_composed import RULES, compose
 
 from nacre import folders
 from nacre.evaluate.run import evaluate
+from nacre.generation import Sampling, generate
 from nacre.growth import plan as plans
 from nacre.models.rules import Rule
 from nacre.train import files, metrics
@@ -101,8 +102,15 @@ def test_scores_are_those_of_the_cpu(
         return [record["value"] for record in found]
 
     on_gpu = scored("gpu.jsonl")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
     assert on_gpu == pytest.approx(scored("cpu.jsonl"), rel=ROUNDING)
+
+
+def test_a_text_goes_on_as_on_the_cpu(recomputed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage, greedy = recomputed / "stages" / "02", Sampling(max_new_tokens=10, temperature=0)
+    on_gpu = "".join(generate(stage, "def ", greedy))
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    assert on_gpu == "".join(generate(stage, "def ", greedy))
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)

@@ -17,14 +17,21 @@ from hypothesis import strategies as st
 from nacre import tokenizer as tokenizers
 from nacre.data.loader import validation_batches
 from nacre.data.shards import TokenStore
-from nacre.errors import DivergedError
+from nacre.errors import ConfigError, DivergedError
 from nacre.growth.plan import Stage, Training
 from nacre.growth.stage import freeze_below
 from nacre.growth.trunk import release_memory
 from nacre.models import stock
 from nacre.train import checkpoint
 from nacre.train import state as states
-from nacre.train.device import PeakMemory, bf16_is_fast, cpu_features, micro_batches
+from nacre.train.device import (
+    PeakMemory,
+    accelerating,
+    bf16_is_fast,
+    cpu_features,
+    default_device,
+    micro_batches,
+)
 from nacre.train.loop import (
     MOST_SKIPPED,
     Progress,
@@ -313,3 +320,25 @@ def test_peak_memory_sees_an_allocation_and_forgets_it() -> None:
 
 def test_bf16_follows_the_processor() -> None:
     assert bf16_is_fast(torch.device("cpu")) == any(cpu_features().values())
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    message = r"processes: 4 on a machine of 1 GPU \(start one for each GPU, or set ACCELERATE_USE"
+    with pytest.raises(ConfigError, match=message), accelerating(Training(), 32):
+        pass
+
+
+def test_a_model_is_asked_on_the_gpu_unless_accelerate_is_kept_off_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    for there, device in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert default_device() == torch.device(device)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    assert default_device() == torch.device("cpu")

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import torch
 
-from nacre.train.device import bf16_is_fast, cpu_features
+from nacre.train.device import bf16_is_fast, cpu_features, default_device
 from nacre.train.folder import versions
 
 EXTRAS = {
@@ -22,7 +22,7 @@ EXTRAS = {
 
 def examine(folder: Path) -> dict[str, Any]:
     """Return versions, device, bf16 support, threads, memory and the free disk under `folder`."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     memory = psutil.virtual_memory()
     return {
         "python": platform.python_version(),

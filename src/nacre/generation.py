@@ -28,6 +28,7 @@ from nacre import tokenizer as tokenizers
 from nacre.errors import CheckpointError, ConfigError, Problem
 from nacre.models import stock
 from nacre.train import checkpoint, files
+from nacre.train.device import default_device
 
 NEW_TOKENS = 100
 COLORS = ("cyan", "magenta", "yellow", "green", "blue", "red")
@@ -92,7 +93,8 @@ def generate(path: str | Path, prompt: str, sampling: Sampling | None = None) ->
     sampling = sampling or Sampling()
     options = sampling.options()
     folder = checkpoint.newest(path)
-    model = composition.load_any(folder).eval()
+    model: Any = composition.load_any(folder).eval()
+    model.to(default_device())
     tokenizer = tokenizers.load(folder)
     inputs, options["max_new_tokens"] = encode(prompt, tokenizer, model, sampling.max_new_tokens)
     return _stream(model, tokenizer, inputs, options, sampling.seed)
@@ -110,6 +112,7 @@ def generate_at_depths(
     return ((files.read_stage(path), "".join(generate(path, prompt, sampling))) for path in folders)
 
 
+@torch.no_grad()
 def trace(path: str | Path, prompt: str, sampling: Sampling | None = None) -> list[dict[str, Any]]:
     """Continue `prompt` with a composition; return for every new token who carried it.
 
@@ -127,13 +130,12 @@ def trace(path: str | Path, prompt: str, sampling: Sampling | None = None) -> li
     if composition.read_record(path)["mix"]["name"] == "adapter":
         message = f"{path} is mixed by an adapter, which has no weights for each expert"
         raise ConfigError(Problem("--weights-trace", message, "use another rule"))
-    model = composition.load(path)
+    model: Any = composition.load(path)
+    model.to(default_device())
     tokenizer = tokenizers.load(path)
     ids_BT, options["max_new_tokens"] = encode(prompt, tokenizer, model, sampling.max_new_tokens)
     set_seed(sampling.seed)
-    whole_BT: Any = model.generate(  # pyright: ignore
-        inputs=ids_BT, attention_mask=torch.ones_like(ids_BT), **options
-    )
+    whole_BT = model.generate(inputs=ids_BT, attention_mask=torch.ones_like(ids_BT), **options)
     new = whole_BT[0, ids_BT.shape[1] :].tolist()
     scored = model(whole_BT[:, :-1], logits_to_keep=len(new), use_cache=False)
     shares_TE = scored.log_weights[:, 0].exp().T.tolist()
@@ -189,7 +191,7 @@ def encode(
     model: PreTrainedModel,
     new_tokens: int | None = None,
 ) -> tuple[torch.Tensor, int]:
-    """Return the prompt's ids, int64 `[1, T]`, and how many tokens may follow.
+    """Return the prompt's ids, int64 `[1, T]` beside the model, and how many tokens may follow.
 
     An empty prompt is the start of a document. Raises `ConfigError` if prompt and `new_tokens`, or
     one where these are None, do not fit the model's context together.
@@ -205,7 +207,7 @@ def encode(
         message = f"{ids.shape[1]} of the prompt and {wanted} new ones exceed {context}"
         fix = "shorten the prompt" + (f" or use --max-new-tokens {room}" if room > 0 else "")
         raise ConfigError(Problem("tokens", message, fix))
-    return ids.to(torch.int64), wanted
+    return ids.to(model.device, torch.int64), wanted
 
 
 def _stream(

@@ -6,6 +6,7 @@ import dataclasses
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,6 +16,7 @@ from nacre.bench.measure import FEWEST_ROUNDS, Effort, Row, compare
 from nacre.bench.text import english
 from nacre.models import stock
 from nacre.train import checkpoint
+from nacre.train.device import default_device
 
 PROMPT = "The value of"
 
@@ -36,7 +38,7 @@ TINY = Shape(vocabulary=512, width=32, heads=2, mlp=64, depth=2, new_tokens=8)
 
 
 def suite(effort: Effort) -> Iterator[Row]:
-    """Yield tokens/s, greedy, batch 1, with the key-value cache; both sides run on the CPU in fp32.
+    """Yield tokens/s, greedy, batch 1, with the key-value cache; both sides in fp32 on one device.
 
     Loading is not counted. The note says whether both wrote the same text.
     """
@@ -47,7 +49,8 @@ def suite(effort: Effort) -> Iterator[Row]:
         save(shape, folder, english(effort.quick))
         case = f"d = {shape.width}, {shape.depth} blocks, {shape.new_tokens} tokens"
         effort.say(case)
-        model = checkpoint.load_model(folder).eval()
+        model: Any = checkpoint.load_model(folder).eval()
+        model.to(default_device())
         tokenizer = tokenizers.load(folder)
         ids_BT, _ = generation.encode(PROMPT, tokenizer, model, shape.new_tokens)
         sampling = generation.Sampling(max_new_tokens=shape.new_tokens, temperature=0.0)
@@ -58,7 +61,7 @@ def suite(effort: Effort) -> Iterator[Row]:
             texts["ours"] = "".join(loaded.pop())
 
         def plain() -> None:
-            out_BT = model.generate(  # pyright: ignore[reportCallIssue]
+            out_BT = model.generate(
                 inputs=ids_BT,
                 attention_mask=torch.ones_like(ids_BT),
                 do_sample=False,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -41,30 +42,45 @@ def generate(
 ) -> None:
     """Continue a text, as it is made, or at every depth side by side."""
     from nacre import generation as texts
-    from nacre import tables
+    from nacre.train.interruption import memory_advice
 
     quiet_transformers()
     sampling = texts.Sampling(max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed)
     if depths and weights_trace:
         problem = Problem("--weights-trace", "does not go with --depths", "leave one of them out")
         raise ConfigError(problem)
-    if weights_trace:
-        traced = texts.trace(checkpoint, prompt, sampling)
-        console = Console()
-        if as_json or not console.is_terminal:
-            emit({"prompt": prompt, "text": "".join(t["text"] for t in traced), "trace": traced})
+    with memory_advice(str(checkpoint)):
+        if weights_trace:
+            _traced(texts.trace(checkpoint, prompt, sampling), prompt, as_json)
+        elif depths:
+            _side_by_side(texts.generate_at_depths(checkpoint, prompt, sampling), prompt, as_json)
         else:
-            console.print(texts.painted(prompt, traced), soft_wrap=True)
-        return
-    if depths:
-        continued = list(texts.generate_at_depths(checkpoint, prompt, sampling))
-        if as_json:
-            stages = [{**brief(record), "text": text} for record, text in continued]
-            emit({"prompt": prompt, "stages": stages})
-        else:
-            Console().print(tables.side_by_side(prompt, continued))
-        return
-    pieces = texts.generate(checkpoint, prompt, sampling)
+            _written(texts.generate(checkpoint, prompt, sampling), prompt, as_json)
+
+
+def _traced(trace: Sequence[Mapping[str, Any]], prompt: str, as_json: bool) -> None:
+    from nacre.generation import painted
+
+    console = Console()
+    if as_json or not console.is_terminal:
+        emit({"prompt": prompt, "text": "".join(t["text"] for t in trace), "trace": trace})
+    else:
+        console.print(painted(prompt, trace), soft_wrap=True)
+
+
+def _side_by_side(
+    continued: Iterable[tuple[dict[str, Any], str]], prompt: str, as_json: bool
+) -> None:
+    from nacre import tables
+
+    if as_json:
+        stages = [{**brief(record), "text": text} for record, text in continued]
+        emit({"prompt": prompt, "stages": stages})
+    else:
+        Console().print(tables.side_by_side(prompt, list(continued)))
+
+
+def _written(pieces: Iterable[str], prompt: str, as_json: bool) -> None:
     if as_json:
         emit({"prompt": prompt, "text": "".join(pieces)})
         return

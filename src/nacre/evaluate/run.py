@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from nacre import composition, hub
@@ -19,7 +18,9 @@ from nacre.evaluate import results
 from nacre.evaluate.tasks import Options, Subject, Task, prepare
 from nacre.folders import PLAN, STAGE
 from nacre.train import checkpoint
+from nacre.train.device import default_device
 from nacre.train.files import read_record, stages
+from nacre.train.interruption import memory_advice
 from nacre.train.observer import Observer
 
 
@@ -165,12 +166,13 @@ def _results(
     subject: Subject | None = None
     for task, identity, records in zip(tasks, target.identities, before, strict=True):
         if not records:
-            if subject is None:
-                gc.collect()  # models refer to themselves: the one before would stay
-                device = "cuda" if torch.cuda.is_available() else "cpu"
-                model: Any = composition.load_any(target.folder).to(device)  # pyright: ignore
-                subject = Subject(model, target.tokenizer, where, watch)
-            scores = task.run(subject, identity["settings"])
+            with memory_advice(where):
+                if subject is None:
+                    gc.collect()  # models refer to themselves: the one before would stay
+                    model: Any = composition.load_any(target.folder)
+                    model.to(default_device())
+                    subject = Subject(model, target.tokenizer, where, watch)
+                scores = task.run(subject, identity["settings"])
             records = results.records(scores, target.folder, identity)
             results.append(target.file, records)
         found += [record | {"checkpoint": where} for record in records]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -12,9 +13,10 @@ import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
 
 from nacre import processes
+from nacre.errors import ConfigError, Problem
 from nacre.growth.plan import Training
 
 TIMEOUT = timedelta(minutes=10)
@@ -32,8 +34,10 @@ def accelerating(
     """Give the Accelerator of a run, in bf16 where it is asked for or the device is fast.
 
     It connects this process with the others that a launcher has started. Accelerate keeps its
-    settings for the whole process; they are forgotten at the end.
+    settings for the whole process; they are forgotten at the end. Raises `ConfigError` where a
+    machine has fewer GPUs than processes.
     """
+    _check_devices()
     options: dict[str, Any] = {
         "cpu": processes.count() > 1 and not torch.accelerator.is_available(),
         "gradient_accumulation_steps": micro_batches(training, context),
@@ -52,6 +56,20 @@ def accelerating(
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
         processes.disconnect()
+
+
+def _check_devices() -> None:
+    here, there = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if default_device().type == "cuda" and here > there:
+        message = f"{here} on a machine of {there} GPU{'s' if there != 1 else ''}"
+        fix = "start one for each GPU, or set ACCELERATE_USE_CPU=1"
+        raise ConfigError(Problem("processes", message, fix))
+
+
+def default_device() -> torch.device:
+    """Return CUDA where there is some, and where accelerate's `ACCELERATE_USE_CPU` is not set."""
+    cuda = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    return torch.device("cuda" if cuda else "cpu")
 
 
 def micro_batches(training: Training, context: int) -> int:

@@ -37,7 +37,7 @@ from nacre.train import checkpoint, files, folder, sharding, state
 from nacre.train.device import TIMEOUT, accelerating
 from nacre.train.engine import StageTrunk, drop_caches, reading
 from nacre.train.hooks import hooks, report_validation
-from nacre.train.interruption import lost_processes, memory_advice, stop_signals
+from nacre.train.interruption import lost_processes, memory_advice, smaller_steps, stop_signals
 from nacre.train.loop import StageRun, setup, train
 from nacre.train.metrics import rewind_metrics
 from nacre.train.observer import Observer
@@ -201,7 +201,8 @@ def run_stage(
     if run.progress.step == 0:
         run.progress.history = [(0, report_validation(run, out, number, observer)["loss"])]
     plain = plain_cost(plan, number, parts)
-    with stop_signals() as stop, memory_advice(plan, number), lost_processes(out):
+    memory = memory_advice(f"stage {number}", smaller_steps(plan))
+    with stop_signals() as stop, memory, lost_processes(out):
         train(run, hooks(number, out, observer, below, plain.flops_per_token, stop))
 
     ledger.verify_frozen(model, resident)

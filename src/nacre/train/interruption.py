@@ -20,6 +20,10 @@ SIGNS_OF_LOSS = ("Connection", "connection", "Timed out", "timed out", "timeout"
 """What torch.distributed says, by backend, when it waits in vain."""
 
 
+ELSEWHERE = "free some, or set ACCELERATE_USE_CPU=1 to leave the GPU"
+"""What to do where a model is only asked."""
+
+
 class Interrupted(NacreError):
     """A signal stopped a stage, and its state was saved; `nacre` ends with `EXIT_CODE`."""
 
@@ -27,7 +31,7 @@ class Interrupted(NacreError):
 
 
 class OutOfMemory(NacreError):
-    """A step of training needs more memory than there is."""
+    """A step of training, or a model that is asked, needs more memory than there is."""
 
 
 class LostProcesses(NacreError):
@@ -66,8 +70,8 @@ def stop_signals() -> Iterator[Stop]:
 
 
 @contextlib.contextmanager
-def memory_advice(plan: Plan, number: int) -> Iterator[None]:
-    """Turn an allocation that failed into one message that says what to lower."""
+def memory_advice(what: str, advice: str = ELSEWHERE) -> Iterator[None]:
+    """Turn an allocation that failed into one message: what needed the memory, and what to do."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -75,15 +79,19 @@ def memory_advice(plan: Plan, number: int) -> Iterator[None]:
         known = isinstance(error, torch.OutOfMemoryError | MemoryError)
         if not known and "can't allocate memory" not in said and "not enough memory" not in said:
             raise
-        training = plan.training
-        micro = training.micro_batch_tokens or training.batch_tokens
-        advice = [f"lower training.micro_batch_tokens (now {micro})"]
-        if not training.gradient_checkpointing:
-            advice.append("set training.gradient_checkpointing: true")
-        raise OutOfMemory(
-            f"stage {number} needs more memory than there is: {' or '.join(advice)}, and continue "
-            "with --resume; nacre plan says what every stage takes"
-        ) from None
+        raise OutOfMemory(f"{what} needs more memory than there is: {advice}") from None
+
+
+def smaller_steps(plan: Plan) -> str:
+    """Say how the steps of a plan take less memory."""
+    training = plan.training
+    micro = training.micro_batch_tokens or training.batch_tokens
+    advice = [f"lower training.micro_batch_tokens (now {micro})"]
+    if not training.gradient_checkpointing:
+        advice.append("set training.gradient_checkpointing: true")
+    return (
+        f"{' or '.join(advice)}, and continue with --resume; nacre plan says what every stage takes"
+    )
 
 
 @contextlib.contextmanager
