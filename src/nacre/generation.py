@@ -193,21 +193,33 @@ def encode(
 ) -> tuple[torch.Tensor, int]:
     """Return the prompt's ids, int64 `[1, T]` beside the model, and how many tokens may follow.
 
-    An empty prompt is the start of a document. Raises `ConfigError` if prompt and `new_tokens`, or
-    one where these are None, do not fit the model's context together.
+    Raises `ConfigError` if prompt and `new_tokens`, or one where these are None, do not fit the
+    model's context together.
     """
-    tokenizers.check_text(prompt, "the prompt")
-    ids = tokenizer(prompt, return_tensors="pt").input_ids
-    if ids.shape[1] == 0:
-        ids = torch.tensor([[tokenizers.end_of_document(tokenizer)]])
-    context = stock.positions(model.config)
-    room = sys.maxsize if context is None else context - ids.shape[1]
+    ids_BT, room = opening(prompt, tokenizer, model)
+    length = ids_BT.shape[1]
     wanted: int = max(1, min(NEW_TOKENS, room)) if new_tokens is None else new_tokens
     if wanted > room:
-        message = f"{ids.shape[1]} of the prompt and {wanted} new ones exceed {context}"
+        message = f"{length} of the prompt and {wanted} new ones exceed {length + room}"
         fix = "shorten the prompt" + (f" or use --max-new-tokens {room}" if room > 0 else "")
         raise ConfigError(Problem("tokens", message, fix))
-    return ids.to(model.device, torch.int64), wanted
+    return ids_BT, wanted
+
+
+def opening(
+    prompt: str,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    what: str = "the prompt",
+) -> tuple[torch.Tensor, int]:
+    """Return a prompt's ids, int64 `[1, T]` beside the model, and the room after them in tokens.
+
+    An empty prompt is the start of a document. Raises `ConfigError` for text that is no Unicode.
+    """
+    tokenizers.check_text(prompt, what)
+    ids = tokenizer(prompt)["input_ids"] or [tokenizers.end_of_document(tokenizer)]
+    room = (stock.positions(model.config) or sys.maxsize) - len(ids)
+    return torch.tensor([ids], device=model.device), room
 
 
 def _stream(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import html
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nacre import tokenizer as tokenizers
 from nacre.errors import ConfigError, Problem
-from nacre.generation import NEW_TOKENS, Sampling, pieces
+from nacre.generation import NEW_TOKENS, Sampling, opening, pieces
 from nacre.models import stock
 from nacre.models.mixing import log_likelihood
 from nacre.play.markup import LONGEST_TEXT, details, quoted, token, tokens
@@ -40,14 +39,13 @@ def begin(
     An empty prompt is the start of a document. Raises ConfigError for a text that is too long.
     """
     check_length(prompt, "The prompt")
-    tokenizers.check_text(prompt, "The prompt")
-    ids = tokenizer(prompt)["input_ids"] or [tokenizers.end_of_document(tokenizer)]
-    room = (stock.positions(model.config) or sys.maxsize) - len(ids)
+    ids_BT, room = opening(prompt, tokenizer, model, "The prompt")
+    length = ids_BT.shape[1]
     if room < 1:
-        message = f"{len(ids)} tokens leave no room for new ones"
-        raise ConfigError(Problem("The prompt", message, f"this model reads {len(ids) + room}"))
+        message = f"{length} tokens leave no room for new ones"
+        raise ConfigError(Problem("The prompt", message, f"this model reads {length + room}"))
     fitting = replace(sampling, max_new_tokens=min(sampling.max_new_tokens or NEW_TOKENS, room))
-    return torch.tensor([ids]), fitting
+    return ids_BT, fitting
 
 
 def check_length(text: str, what: str) -> None:
