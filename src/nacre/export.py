@@ -102,7 +102,7 @@ def _single(path: Path, out: Path, _: Any = None) -> None:
         tensors = {_renamed(name, now, former): tensor for name, tensor in tensors.items()}
     save_file(tensors, out / foreign.WEIGHTS, metadata={"format": "pt"})
     for file in sorted(path.iterdir()):
-        if file.suffix in SMALL_FILES and file.name != checkpoint.INDEX:
+        if file.suffix in SMALL_FILES and file.name != foreign.INDEX:
             shutil.copyfile(file, out / file.name)
     write_json(out / "config.json", _former_names(config) | config)
     if (out / TOKENIZER).exists():

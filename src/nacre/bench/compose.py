@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from nacre.bench.measure import Effort, Row, Target, compare, peak_memory
+from nacre.growth.stage import drawing
 from nacre.models import stock
 from nacre.models.composed import ComposedConfig, ComposedForCausalLM
 from nacre.models.rules import Rule
@@ -33,8 +34,7 @@ class Shape:
         config = stock.llama_config(
             self.vocabulary, self.width, self.heads, self.mlp, 2 * self.tokens, self.depth
         )
-        with torch.random.fork_rng([]):
-            torch.manual_seed(number)
+        with drawing(number):
             model = stock.build(config).eval()
         if number:
             with torch.no_grad():

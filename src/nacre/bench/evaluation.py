@@ -13,13 +13,12 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
-import torch
-
 from nacre import tokenizer as tokenizers
 from nacre.bench.measure import Effort, Row, Target, compare
 from nacre.bench.text import english
 from nacre.evaluate.benchmarks import Item
 from nacre.evaluate.harness import FORMS
+from nacre.growth.stage import drawing
 from nacre.models import stock
 
 
@@ -76,8 +75,7 @@ def suite(effort: Effort) -> Iterator[Row]:
     config = stock.llama_config(
         len(tokenizer), shape.width, shape.heads, shape.mlp, CONTEXT, shape.depth
     )
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
+    with drawing(0):
         model = stock.build(config).eval()
     with quiet():
         scorers: dict[str, Any] = {

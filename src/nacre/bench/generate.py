@@ -14,6 +14,7 @@ from nacre import generation
 from nacre import tokenizer as tokenizers
 from nacre.bench.measure import FEWEST_ROUNDS, Effort, Row, compare
 from nacre.bench.text import english
+from nacre.growth.stage import drawing
 from nacre.models import stock
 from nacre.train import checkpoint
 from nacre.train.device import default_device
@@ -95,7 +96,6 @@ def save(shape: Shape, folder: Path, texts: list[str]) -> None:
         len(tokenizer), shape.width, shape.heads, shape.mlp, 256, shape.depth
     )
     folder.mkdir(parents=True)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
+    with drawing(0):
         checkpoint.save_weights(stock.build(config), folder, [(1, shape.depth)])
     tokenizer.save_pretrained(folder)

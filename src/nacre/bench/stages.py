@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState
 from nacre.data.shards import Counts, TokenStore
 from nacre.growth import budget, ledger, plan
 from nacre.growth.plan import Plan
+from nacre.growth.stage import drawing
 from nacre.models import stock
 from nacre.train.device import bf16_is_fast, micro_batches
 from nacre.train.engine import StageTrunk, reading
@@ -114,8 +115,7 @@ class Steps:
     def __init__(self, plan: Plan, store: TokenStore, out: Path, accelerator: Accelerator) -> None:
         index = len(plan.stages) - 1
         trunk, depth = plan.depth - plan.stages[-1].add_blocks, plan.depth
-        with torch.random.fork_rng([]):
-            torch.manual_seed(0)
+        with drawing(0):
             model = stock.build(budget.model_config(plan, plan.tokenizer.size, depth))
         model.requires_grad_(False)
         stock.upper(model, trunk).requires_grad_(True)

@@ -44,7 +44,7 @@ def add_blocks(
     if under > len(old):
         raise ConfigError(_too_many("under", under, len(old)))
     before_BTV = _probe(model) if init == "zero" else None
-    with _drawing(seed):
+    with drawing(seed):
         new = stock.add_blocks(model, count, under)
     if init != "random" and old:
         sources = (old[: len(old) - under] or old)[-count:]
@@ -58,7 +58,7 @@ def add_blocks(
 
 
 @contextmanager
-def _drawing(seed: int) -> Iterator[None]:
+def drawing(seed: int) -> Iterator[None]:
     """Draw new weights from a seed, and leave the random state as it was.
 
     They are drawn on the CPU, wherever the model is: no other device is asked for its state.
@@ -123,7 +123,7 @@ def attach_lora(model: PreTrainedModel, depth: int, lora: Lora, seed: int) -> Pe
         target_modules=targets,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
-    with _drawing(seed), warnings.catch_warnings():
+    with drawing(seed), warnings.catch_warnings():
         # PEFT asks transformers 5 by the name that it had in 4.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         adapted = get_peft_model(model, config)

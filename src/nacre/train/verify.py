@@ -18,7 +18,7 @@ from nacre.growth import ledger
 from nacre.growth import plan as plans
 from nacre.growth.cache import faults
 from nacre.substrate import Substrate
-from nacre.train import checkpoint, files, foreign, state
+from nacre.train import files, foreign, state
 from nacre.train.engine import CACHE
 from nacre.train.observer import Observer
 from nacre.untrusted import parse_json, read_lines
@@ -114,7 +114,7 @@ def _tensors(stage: Path) -> None:
     expected: dict[str, str] = record["frozen"] | record["weights"]
     owners = foreign.weight_map(stage)
     if owners is None:
-        raise CheckpointError(f"{stage / checkpoint.INDEX}: no such file")
+        raise CheckpointError(f"{stage / foreign.INDEX}: no such file")
     if set(owners) != set(expected):
         odd = sorted(set(owners) ^ set(expected))
         raise CheckpointError(f"{stage}: index and ledger differ in {len(odd)} tensors: {odd[0]}")
