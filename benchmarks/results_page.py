@@ -1,4 +1,4 @@
-"""Write docs/results.md and docs/experiments.md from what studies found.
+"""Write docs/results.md, docs/experiments.md and the README's table from what studies found.
 
     nacre study benchmarks/studies/NAME.yaml --out runs/NAME
     cp runs/NAME/results.json docs/results/NAME.json
@@ -11,6 +11,7 @@ search, and goes into the log of experiments with all of its arms, the bad ones 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,18 @@ from nacre.study.results import by_arm_and_budget
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+README = ROOT / "README.md"
 RESULTS = ("growth", "russian", "deep", "wide", "six-arms", "khop")
+HEADLINES = {
+    ("growth", "grow"): "`grow`: two new blocks at a time; what was trained is frozen for good",
+    ("growth", "grow-under"): "`grow-under`: the same, but the two blocks on top always train",
+    ("growth", "stack"): "`stack`: two trained blocks, copied into six that all train",
+    ("deep", "grow"): "`grow` with twelve blocks",
+    ("russian", "grow"): "`grow` on Russian works",
+}
+"""What the README shows: arms of studies, and what they are."""
+SEEDS = 3
+BUDGETS = {1.0: "1 token a parameter", 5.0: "5", 20.0: "20"}
 
 
 def main() -> None:
@@ -37,6 +49,7 @@ def main() -> None:
     searched = [search(name, each) for name, each in found.items() if name not in RESULTS]
     text = "\n\n".join(["# Experiments", LOG, *searched])
     (DOCS / "experiments.md").write_text(text + "\n", encoding="utf-8")
+    README.write_text(with_headlines(README.read_text(encoding="utf-8"), found), encoding="utf-8")
 
 
 INTRODUCTION = """What growth brings beside training end to end, measured here. Each section is a
@@ -49,6 +62,32 @@ unless it says more: enough to choose what to confirm with seeds ([results](resu
 conclude. The last two columns set an arm against the end-to-end run at the same FLOPs and tokens,
 interpolated between that run's budgets; below 1 is better. `python benchmarks/results_page.py` made
 this page."""
+
+
+def with_headlines(text: str, found: Mapping[str, Any]) -> str:
+    """Return the README with its table of ratios to end-to-end training, between its marks."""
+    rows = []
+    for (name, arm), what in HEADLINES.items():
+        compared = {
+            (c["at"], c["budget"]): c for c in found[name]["comparisons"] if c["arm"] == arm
+        }
+        for at, said in (("flops", "FLOPs"), ("seconds", "time")):
+            cells = {head: judged(compared.get((at, budget))) for budget, head in BUDGETS.items()}
+            rows.append({"plan": what if at == "flops" else "", "at equal": said, **cells})
+    before, rest = text.split("<!-- growth -->\n")
+    _, after = rest.split("<!-- /growth -->\n")
+    return f"{before}<!-- growth -->\n{to_markdown(rows)}\n<!-- /growth -->\n{after}"
+
+
+def judged(comparison: Mapping[str, Any] | None) -> str:
+    """Return a ratio with what its 95% interval says of it, and its seeds where they are few."""
+    if comparison is None:
+        return "–"
+    low, high = comparison["interval"] or (0, math.inf)
+    word = "**ahead**" if high < 1 else "behind" if low > 1 else "undecided"
+    seeds = len(comparison["ratios"])
+    few = f" ({seeds} seed{'s' if seeds > 1 else ''})" if seeds < SEEDS else ""
+    return f"{comparison['mean']:.3f} {word}{few}"
 
 
 def study(name: str, found: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ from nacre import study
 from nacre.cli import main
 from nacre.fleet import design as fleet
 from nacre.growth import plan as plans
+from nacre.study import page
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -195,6 +197,22 @@ def test_readme_commands_are_there() -> None:
         "tokenizer",
         "doctor",
     }
+
+
+def test_measurements_shown_are_those_on_record() -> None:
+    """The README's table, the results and the experiments are what their files say."""
+    maker = runpy.run_path(str(ROOT / "benchmarks" / "results_page.py"))
+    files = sorted((ROOT / "docs" / "results").glob("*.json"))
+    found = {path.stem: json.loads(path.read_text("utf-8")) for path in files}
+    studies = {name: each for name, each in found.items() if "comparisons" in each}
+    assert maker["with_headlines"](README.read_text("utf-8"), studies) == README.read_text("utf-8")
+    results = (ROOT / "docs" / "results.md").read_text("utf-8")
+    experiments = (ROOT / "docs" / "experiments.md").read_text("utf-8")
+    for name, each in studies.items():
+        if name in maker["RESULTS"]:
+            assert all(part in results for part in page.sections(each)), name
+        else:
+            assert maker["search"](name, each) in experiments, name
 
 
 @pytest.mark.parametrize("document", PAGES, ids=lambda path: path.name)
