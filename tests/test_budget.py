@@ -15,6 +15,7 @@ from conftest import Build, family_config
 from nacre.growth import budget, stage
 from nacre.growth import plan as plans
 from nacre.models import stock
+from nacre.train.record import flops
 
 V, D = 65_536, 1024
 HEAD_BIASES = V
@@ -229,6 +230,23 @@ def test_memory_of_a_stage_grows_with_its_crown_not_its_trunk() -> None:
     assert third.memory_bytes - second.memory_bytes == 3 * BLOCK * 4
     (whole,) = costs("paper-mono-glyph")
     assert third.memory_bytes < 0.7 * whole.memory_bytes
+
+
+def test_a_cached_trunk_is_counted_once_a_window() -> None:
+    plain = costs("paper-9x3-glyph")[2]
+    tokens, context = 4096, 1024
+    whole = plain.flops_per_token * tokens
+    trunk = plain.trunk_flops_per_token * tokens
+    assert flops(plain, tokens, {"mode": "recompute"}, context) == whole
+
+    def cached(windows: int, from_depth: int) -> float:
+        return flops(
+            plain, tokens, {"cache": {"windows": windows, "from_depth": from_depth}}, context
+        )
+
+    assert cached(windows=4, from_depth=0) == pytest.approx(whole)
+    assert cached(windows=1, from_depth=0) == pytest.approx(whole - 0.75 * trunk)
+    assert cached(windows=4, from_depth=3) == pytest.approx(whole - 0.5 * trunk)
 
 
 def test_a_cached_stage_holds_its_crown_and_a_chain_of_caches_runs_new_blocks_only() -> None:

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Command
 
+from nacre import config
 from nacre import study as studies
 from nacre.errors import CheckpointError, ConfigError, FingerprintError
 from nacre.growth import plan as plans
-from nacre.study import page, results, runner
+from nacre.study import charts, page, results, runner
 from nacre.study.design import Claim, Evaluation, parse
 from nacre.train import files
-from nacre.train.metrics import read_metrics
+from nacre.train.folder import held
+from nacre.train.metrics import append_metrics, read_metrics
 
 PLAN: dict[str, Any] = {
     "tokenizer": {"size": 512},
@@ -54,6 +61,11 @@ def test_an_arm_is_the_shared_plan_and_its_own() -> None:
     ]  # fmt: skip
     assert runs[4].folder == Path("out/fast/x2/seed-3")
     assert len({run.plan.fingerprint() for run in runs}) == len(runs) == 10
+
+
+def test_budgets_that_yaml_reads_as_text() -> None:
+    study = make(arms=ARMS | {"grown": {"stages": [STAGE], "budgets": ["5e-1", 1, "2e-1"]}})
+    assert study.budgets_of("grown") == (0.2, 0.5, 1)
 
 
 def test_a_stage_of_a_small_budget_keeps_one_batch() -> None:
@@ -308,6 +320,27 @@ def test_a_run_that_fails_is_named_and_the_others_are_made(tmp_path: Path) -> No
     assert [run.arm for run in study.runs(tmp_path / "out") if runner.finished(run)] == ["grown"]
 
 
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_the_runs_with_their_states_saved(sent: int, tmp_path: Path) -> None:
+    stages = {"stages": [{"add_blocks": 1, "tokens": "100M"}]}
+    config.write_yaml(make(arms={"whole": stages, "other": stages}), tmp_path / "study.yaml")
+    command = [sys.executable, "-m", "nacre", "study", "study.yaml", "--out", "out", "--quiet"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    metrics = tmp_path / "out" / "whole" / "x1" / "seed-0" / "metrics.jsonl"
+    while not metrics.exists():
+        assert process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(sent)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 3
+    name = signal.Signals(sent).name
+    assert said == f"stopped: {name}: every run has saved its state; the same command goes on\n"
+    with held(metrics.parent):  # nobody else writes to it any more
+        assert (metrics.parent / "state").is_dir()
+
+
 @pytest.mark.parametrize("case", ["file", "other"])
 def test_a_folder_that_is_no_studys_is_left_alone(case: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -391,6 +424,26 @@ def test_the_page_is_made_from_the_results_alone(
         assert float(ratios[pair["arm"], pair["budget"]]["equal tokens"]) == pair["mean"]
 
 
+def test_a_caches_time_comes_before_the_steps_it_serves(tmp_path: Path) -> None:
+    score = {"loss": 1.0, "bits_per_byte": 2.0, "perplexity": 3.0, "tokens": 8, "bytes": 9}
+    append_metrics(tmp_path, {"stage": 1, "step": 0, "tokens": 0, "validation": score})
+    append_metrics(tmp_path, {"stage": 1, "step": 1, "tokens": 50, "tokens_per_second": 10.0})
+    append_metrics(tmp_path, {"stage": 1, "step": 1, "tokens": 50, "validation": score})
+    record = {"stage": 1, "tokens": 50, "flops": 100.0, "seconds": 5.0, "validation": score}
+    run = make().runs(tmp_path)[0]
+    points = results.curve(
+        dataclasses.replace(run, folder=tmp_path), [record | {"trunk": {"cache": {"seconds": 7.0}}}]
+    )
+    assert [point["seconds"] for point in points] == [7.0, 12.0, 12.0]
+
+
+def test_curves_of_different_texts_share_no_chart(made: tuple[studies.Study, Path]) -> None:
+    found = studies.read_results(*made)
+    assert found["same_text"]
+    assert charts.draw_curves(found) is not None
+    assert charts.draw_curves(found | {"same_text": False}) is None
+
+
 def test_between_two_budgets_a_curve_is_straight_in_logarithms() -> None:
     curve = [(100.0, 4.0), (10_000.0, 1.0)]
     assert results.at_cost(curve, 1000.0) == pytest.approx(2.0)
@@ -399,6 +452,18 @@ def test_between_two_budgets_a_curve_is_straight_in_logarithms() -> None:
     assert results.at_cost(curve, 90.0) is None
     assert results.at_cost(curve, 11_000.0) is None
     assert results.at_cost([(100.0, 4.0)], 100.0) == 4.0
+
+
+@pytest.mark.parametrize("budgets", [(1, 5, 20), (0.5, 1, 5, 20)])
+def test_between_three_budgets_a_curve_is_bent(budgets: tuple[float, ...]) -> None:
+    parabola = [(x, math.exp(2 - 0.4 * math.log(x) + 0.05 * math.log(x) ** 2)) for x in budgets]
+    for cost in (1.0, 2.0, 5.0, 9.0, 20.0):
+        expected = math.exp(2 - 0.4 * math.log(cost) + 0.05 * math.log(cost) ** 2)
+        assert results.at_cost(parabola, cost) == pytest.approx(expected)
+    falling = [(x, 1.5 + 2 * x**-0.4) for x in budgets]
+    bent = results.at_cost(falling, 10.0)
+    assert bent == pytest.approx(1.5 + 2 * 10**-0.4, rel=2e-3)
+    assert results.at_cost(falling[-2:], 10.0) > bent * 1.005
 
 
 def test_ratios_are_paired_and_their_interval_is_students() -> None:

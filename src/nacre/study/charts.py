@@ -48,7 +48,12 @@ def draw_budgets(
 
 
 def draw_curves(found: Mapping[str, Any], theme: Theme = LIGHT, wide: bool = True) -> Figure | None:
-    """Draw held-out bits per byte over the run, of every arm's largest budget and first seed."""
+    """Draw held-out bits per byte over the run, of every arm's largest budget and first seed.
+
+    None for a study whose runs hold out different text.
+    """
+    if not found.get("same_text", True):
+        return None
     chosen: dict[str, Mapping[str, Any]] = {}
     for run in found["runs"]:
         best = chosen.get(run["arm"])

@@ -66,8 +66,12 @@ class Study(Section):
 
     def budgets_of(self, arm: str) -> tuple[float, ...]:
         """Return an arm's budgets, ascending."""
-        own = self.arms[arm].get("budgets")
+        own = self._arm(arm).budgets
         return tuple(sorted(self.budgets if own is None else own))
+
+    def _arm(self, arm: str) -> _Arm:
+        own = {key: value for key, value in self.arms[arm].items() if key in _Arm.model_fields}
+        return validate(_Arm, own, where=f"arms.{arm}")
 
     def plan_of(self, arm: str, seed: int, budget: float = 1.0) -> Plan:
         """Return the plan of one run. Raises `ConfigError` for what is no plan."""
@@ -155,10 +159,8 @@ def problems(study: Study) -> list[Problem]:
         for field, name in _named_arms(study)
         if name not in study.arms
     ]
-    for arm, own in study.arms.items():
+    for arm in study.arms:
         try:
-            of_arm = {key: value for key, value in own.items() if key in _Arm.model_fields}
-            validate(_Arm, of_arm, where=f"arms.{arm}")
             found += _equal_budgets(study, arm)
             study.plan_of(arm, study.seeds[0])
         except ConfigError as error:

@@ -1,8 +1,8 @@
 """What a study found: every run's numbers, arms at equal cost, and what becomes of its claims.
 
 An arm is compared with another at equal tokens, FLOPs or seconds on the other's curve over budgets:
-between two of its budgets the curve is a straight line in the logarithms of cost and score, beyond
-them nothing is said. Ratios are paired by seed; their interval is Student's over seeds, of the
+between them the logarithm of the score is a parabola of that of the cost (`at_cost`), beyond them
+nothing is said. Ratios are paired by seed; their interval is Student's over seeds, of the
 logarithms. No sentence of a result is written by hand.
 """
 
@@ -15,6 +15,9 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
+
+import numpy as np
+from numpy.polynomial import Polynomial
 
 from nacre.errors import CheckpointError, FingerprintError
 from nacre.evaluate import run as evaluation
@@ -51,7 +54,7 @@ def read_results(study: Study, out: str | Path) -> dict[str, Any]:
         fix = "leave --no-run out to make them"
         raise CheckpointError(f"{out}: no run of this study has finished; {fix}")
     tasks = [] if study.evaluate is None else evaluation_tasks(study.evaluate)
-    _check_text(made, study)
+    same_text = _check_text(made, study)
     rows = [measure(run, study, tasks) for run in made]
     pairs = [
         comparison(rows, arm, study.baseline, budget, "bits_per_byte", axis)
@@ -64,6 +67,7 @@ def read_results(study: Study, out: str | Path) -> dict[str, Any]:
     return {
         "study": study.model_dump(mode="json"),
         "machine": _machine(made),
+        "same_text": same_text,
         "missing": [str(run.folder) for run in runs if run not in made],
         "runs": rows,
         "comparisons": [pair for pair in pairs if pair["ratios"]],
@@ -77,20 +81,23 @@ def read_results(study: Study, out: str | Path) -> dict[str, Any]:
     }
 
 
-def _check_text(made: Sequence[Run], study: Study) -> None:
-    """Refuse runs whose last stages were held against different text, unless texts are named."""
-    if study.evaluate is not None and study.evaluate.data is not None:
-        return
+def _check_text(made: Sequence[Run], study: Study) -> bool:
+    """Tell whether all runs hold out the same text; refuse if not, unless texts are named."""
+    named = study.evaluate is not None and study.evaluate.data is not None
     first: tuple[Run, dict[str, Any]] | None = None
     for run in made:
         record = files.read_stage(files.stages(run.folder)[-1], schema.CostedRecord)
         first = first or (run, record)
         for part in ("corpus", "tokenizer"):
-            if record[part] != first[1][part]:
-                fix = f"it is not that of {first[0].folder}: make the older runs again"
-                raise FingerprintError(
-                    f"the {part} of {run.folder}", first[1][part][:12], record[part][:12], fix
-                )
+            if record[part] == first[1][part]:
+                continue
+            if named:
+                return False
+            fix = f"it is not that of {first[0].folder}: make the older runs again"
+            raise FingerprintError(
+                f"the {part} of {run.folder}", first[1][part][:12], record[part][:12], fix
+            )
+    return True
 
 
 def default_claims(study: Study) -> list[Claim]:
@@ -157,7 +164,8 @@ def curve(run: Run, records: Sequence[Mapping[str, Any]]) -> list[dict[str, floa
     before = dict.fromkeys(AXES, 0.0)
     lines = read_metrics(run.folder, schema.MetricLine)
     for record in records:
-        seconds, per_token = 0.0, record["flops"] / record["tokens"]
+        seconds = _seconds(record) - record["seconds"]  # the cache is made before the first step
+        per_token = record["flops"] / record["tokens"]
         tokens = 0
         for line in lines:
             if line["stage"] != record["stage"]:
@@ -182,17 +190,21 @@ def curve(run: Run, records: Sequence[Mapping[str, Any]]) -> list[dict[str, floa
 def at_cost(curve: Sequence[tuple[float, float]], cost: float) -> float | None:
     """Return the score of a curve of (cost, score) points at a cost; None outside of its points.
 
-    Between two points score and cost are interpolated in their logarithms.
+    In logarithms it is a parabola through the two points around the cost and a third beside them;
+    the mean of two parabolas where there is a third on either side. Through two points alone it is
+    a straight line, which lies above a loss that falls ever more slowly.
     """
-    points = sorted(curve)
+    points = sorted(dict(curve).items())
     if not points or not points[0][0] / EDGE <= cost <= points[-1][0] * EDGE:
         return None
-    cost = min(max(cost, points[0][0]), points[-1][0])
-    for (x0, y0), (x1, y1) in pairwise(points):
-        if x0 <= cost <= x1 and x1 > x0:
-            share = math.log(cost / x0) / math.log(x1 / x0)
-            return math.exp(math.log(y0) + share * math.log(y1 / y0))
-    return points[0][1]
+    if len(points) == 1:
+        return points[0][1]
+    at = math.log(min(max(cost, points[0][0]), points[-1][0]))
+    logs = np.log(points)
+    right = max(1, int(np.searchsorted(logs[:, 0], at)))
+    triples = [logs[n : n + 3] for n in (right - 2, right - 1) if 0 <= n <= len(logs) - 3]
+    fits = [Polynomial.fit(*near.T, deg=len(near) - 1) for near in triples or [logs]]
+    return math.exp(fmean(float(fit(at)) for fit in fits))
 
 
 @dataclass(frozen=True)
@@ -322,7 +334,7 @@ def crossing(rows: Sequence[Mapping[str, Any]], arm: str, against: str, at: str)
     Those are the seeds with which all budgets of both were run.
 
     `below` says for every cost at which either was run and both are known whether the arm has fewer
-    bits per byte there; `costs` are where that changes, interpolated as in `at_cost`.
+    bits per byte there; `costs` are where that changes, the gap between two being a straight line.
     """
     seeds = _whole_seeds(rows, (arm, against))
     rows = [row for row in rows if row["seed"] in seeds]

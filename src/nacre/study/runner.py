@@ -30,6 +30,7 @@ from nacre.growth.plan import Plan
 from nacre.study.design import Evaluation, Run, Study
 from nacre.train import files
 from nacre.train import grow as growing
+from nacre.train.interruption import Interrupted, stop_signals
 from nacre.train.metrics import NewMetrics, append_metrics, read_metrics
 from nacre.train.observer import Observer
 
@@ -48,7 +49,8 @@ def run(study: Study, out: str | Path, *, jobs: int = 1, observer: Observer | No
     Given again, it goes on where it stopped. Side by side, the processor's threads are divided
     among the runs: compare wall-clock only of runs made with the same `jobs`.
     Raises `ConfigError` before the first run for what would stop any of them, `FingerprintError`
-    for a run in `out` that another plan made, and `StudyError` at the end for runs that failed.
+    for a run in `out` that another plan made, `StudyError` at the end for runs that failed, and
+    `Interrupted` where a signal stopped it: the runs on their way save their states first.
     """
     out, observer = Path(out), observer or Observer()
     runs = study.runs(out)
@@ -63,25 +65,30 @@ def run(study: Study, out: str | Path, *, jobs: int = 1, observer: Observer | No
     observer.advance(sum(each.tokens for each in runs if finished(each)))
     active: list[_Job] = []
     failed: list[str] = []
-    try:
-        while waiting or active:
-            while len(active) < jobs and (ready := _next(waiting, active, runs)):
-                waiting.remove(ready)
-                prepare(ready, runs)
-                note_jobs(ready.folder, jobs)
-                active.append(_Job(ready, _start(ready, jobs)))
-                observer.note(f"{_title(ready)}: started")
-            _wait(active)
-            for job in list(active):
-                observer.advance(job.progress())
-                if job.process.poll() is not None:
-                    active.remove(job)
-                    failed += _ended(job, observer)
-    finally:
-        for job in active:
-            job.process.terminate()
-        for job in active:
-            job.process.wait()
+    with stop_signals() as stop:
+        try:
+            while (waiting or active) and not stop.requested:
+                while len(active) < jobs and (ready := _next(waiting, active, runs)):
+                    waiting.remove(ready)
+                    prepare(ready, runs)
+                    note_jobs(ready.folder, jobs)
+                    active.append(_Job(ready, _start(ready, jobs)))
+                    observer.note(f"{_title(ready)}: started")
+                _wait(active)
+                for job in list(active):
+                    observer.advance(job.progress())
+                    if job.process.poll() is not None and not stop.requested:
+                        active.remove(job)
+                        failed += _ended(job, observer)
+        finally:
+            for job in active:
+                job.process.terminate()
+            for job in active:
+                job.process.wait()
+    if stop.requested:
+        raise Interrupted(
+            f"{stop.requested}: every run has saved its state; the same command goes on"
+        )
     if failed:
         raise StudyError("\n".join([f"{len(failed)} of {len(runs)} runs failed", *failed]))
 

@@ -220,9 +220,7 @@ def run_stage(
             model, adapted = whole.model, whole.adapted
     if adapted is not None and (processes.is_main() or not sharding.shards(plan.training)):
         trained["lora"] = certify_merge(adapted, this, run)
-    record = (
-        stage_record(plan, number, run, parts, below, plain) | trained | {"trunk": set_up.record}
-    )
+    record = stage_record(plan, number, run, parts, below, plain, set_up.record) | trained
     run.close()
     processes.on_main(lambda: save_stage(out, record, model, below, stage.plain_names(frozen)))
     observer.stage_finished(files.read_json(files.stages(out)[-1] / files.RECORD))

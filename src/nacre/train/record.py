@@ -58,18 +58,23 @@ def plain_cost(plan: Plan, number: int, parts: Parts) -> budget.StageCost:
 
     It is the same however the trunk is run: what decides a run's weights may rest on it.
     """
-    return _cost(plan, number, parts, ["recompute"] * number)
-
-
-def _cost(plan: Plan, number: int, parts: Parts, modes: Sequence[str]) -> budget.StageCost:
-    """Return the cost of stage `number` where the trunks of the stages up to it ran in `modes`."""
     base = checkpoint.load_config(checkpoint.newest(plan.start_from)) if plan.start_from else None
-    stages = [
-        this.model_copy(update={"trunk": "cache" if mode == "cache" else "recompute"})
-        for this, mode in zip(plan.stages, modes, strict=False)
-    ]
-    as_run = plan.model_copy(update={"stages": (*stages, *plan.stages[number:])})
+    stages = tuple(this.model_copy(update={"trunk": "recompute"}) for this in plan.stages)
+    as_run = plan.model_copy(update={"stages": stages})
     return budget.estimate(as_run, len(parts.tokenizer), base)[number - 1]
+
+
+def flops(plain: budget.StageCost, tokens: int, trunk: Mapping[str, Any], context: int) -> float:
+    """Return the FLOPs of a stage: what trains at every token, its trunk as often as it was run.
+
+    That is at every token, or once for each window of a cache, above the blocks of an older one.
+    """
+    if "cache" not in trunk:
+        return plain.flops_per_token * tokens
+    cache = trunk["cache"]
+    blocks = (plain.trunk_depth - cache["from_depth"]) / plain.trunk_depth
+    stored = plain.trunk_flops_per_token * blocks * cache["windows"] * context
+    return (plain.flops_per_token - plain.trunk_flops_per_token) * tokens + stored
 
 
 def stage_record(
@@ -79,32 +84,30 @@ def stage_record(
     parts: Parts,
     below: Below | None,
     plain: budget.StageCost,
+    trunk: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return what `stage.json` says of the training; the ledger's part is added by the caller.
 
-    `plain` is what `plain_cost` says of the stage.
+    `plain` is what `plain_cost` says of the stage, `trunk` how its engine ran the trunk.
     """
     this, progress = plan.stages[number - 1], run.progress
     found = stock.find_parts(run.model)
     growth: list[list[int]] = below.record["growth"] if below else []
     if this.add_blocks:
         growth = growth_with(growth, this.add_blocks, this.under)
-    cost = plain
-    if run.trunk_mode == "cache":
-        modes = [*(["recompute"] * (number - 2)), *_mode_below(below, number), "cache"]
-        cost = _cost(plan, number, parts, modes)
     return {
         "stage": number,
         "depth": len(found.blocks),
         "new_blocks": this.add_blocks,
-        "total_parameters": cost.total_parameters,
+        "total_parameters": plain.total_parameters,
         "tokens": progress.tokens,
         "seconds": progress.seconds,
         "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
         "processes": processes.count(),
         "peak_memory_bytes": max(processes.gather(progress.peak_memory_bytes)),
-        "flops": cost.flops_per_token * progress.tokens,
+        "flops": flops(plain, progress.tokens, trunk, plan.model.context),
         "trunk_mode": run.trunk_mode,
+        "trunk": trunk,
         "init": this.init if this.add_blocks else None,
         "train": this.train if below else "crown",
         "under": this.under,
@@ -120,11 +123,6 @@ def stage_record(
         "tokenizer": parts.fingerprints["tokenizer"],
         "corpus": run.store.fingerprint,
     }
-
-
-def _mode_below(below: Below | None, number: int) -> list[str]:
-    """Return how the trunk of the plan's stage before `number` ran, if there is one."""
-    return [below.record["trunk_mode"]] if below is not None and number > 1 else []
 
 
 def growth_with(growth: Sequence[Sequence[int]], count: int, under: int) -> list[list[int]]:
