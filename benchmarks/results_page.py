@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,6 @@ HEADLINES = {
     ("russian", "grow"): "`grow` on Russian works",
 }
 """What the README shows: arms of studies, and what they are."""
-SEEDS = 3
 BUDGETS = {1.0: "1 token a parameter", 5.0: "5", 20.0: "20"}
 
 
@@ -65,29 +64,30 @@ this page."""
 
 
 def with_headlines(text: str, found: Mapping[str, Any]) -> str:
-    """Return the README with its table of ratios to end-to-end training, between its marks."""
+    """Return the README with its table of ratios at equal FLOPs, between its marks."""
     rows = []
     for (name, arm), what in HEADLINES.items():
-        compared = {
-            (c["at"], c["budget"]): c for c in found[name]["comparisons"] if c["arm"] == arm
+        budgets = {
+            each["budget"]: each
+            for each in found[name]["comparisons"]
+            if (each["arm"], each["at"]) == (arm, "flops")
         }
-        for at, said in (("flops", "FLOPs"), ("seconds", "time")):
-            cells = {head: judged(compared.get((at, budget))) for budget, head in BUDGETS.items()}
-            rows.append({"plan": what if at == "flops" else "", "at equal": said, **cells})
+        seeds = found[name]["study"]["seeds"]
+        cells = {head: judged(budgets.get(budget), seeds) for budget, head in BUDGETS.items()}
+        rows.append({"at equal FLOPs": what, **cells})
     before, rest = text.split("<!-- growth -->\n")
     _, after = rest.split("<!-- /growth -->\n")
     return f"{before}<!-- growth -->\n{to_markdown(rows)}\n<!-- /growth -->\n{after}"
 
 
-def judged(comparison: Mapping[str, Any] | None) -> str:
-    """Return a ratio with what its 95% interval says of it, and its seeds where they are few."""
+def judged(comparison: Mapping[str, Any] | None, seeds: Sequence[int]) -> str:
+    """Return a ratio with what its 95% interval says of it; nothing where seeds are missing."""
     if comparison is None:
         return "–"
-    low, high = comparison["interval"] or (0, math.inf)
+    interval = comparison["interval"]
+    low, high = interval if interval and len(comparison["ratios"]) == len(seeds) else (0, math.inf)
     word = "**ahead**" if high < 1 else "behind" if low > 1 else "undecided"
-    seeds = len(comparison["ratios"])
-    few = f" ({seeds} seed{'s' if seeds > 1 else ''})" if seeds < SEEDS else ""
-    return f"{comparison['mean']:.3f} {word}{few}"
+    return f"{comparison['mean']:.3f} {word}"
 
 
 def study(name: str, found: Mapping[str, Any]) -> str:
