@@ -61,6 +61,25 @@ def test_a_signal_saves_and_the_run_ends_as_if_there_was_none(
     assert len(steps) == len(set(steps)) == 60
 
 
+def test_a_signal_in_the_last_step_of_a_stage_stops_before_the_next(
+    plan: plans.Plan, tmp_path: Path
+) -> None:
+    out, steps = tmp_path / "run", 2
+    stage = plan.stages[0].model_copy(update={"tokens": steps * plan.training.batch_tokens})
+    two, one = (plan.model_copy(update={"stages": (stage,) * count}) for count in (2, 1))
+    with pytest.raises(interruption.Interrupted) as stopped:
+        grow(two, out, observer=Sends(signal.SIGTERM, step=steps))
+    assert str(stopped.value) == (
+        "stopped by SIGTERM after stage 1, which is finished: continue with "
+        f"nacre grow --resume --out {out}"
+    )
+    assert len(files.stages(out)) == 1
+    grow(None, out, resume=True)
+    assert len(files.stages(out)) == 2
+    grow(one, tmp_path / "one", observer=Sends(signal.SIGTERM, step=steps))
+    assert len(files.stages(tmp_path / "one")) == 1, "nothing was left to stop"
+
+
 def test_a_second_sigint_leaves_at_once() -> None:
     before = signal.getsignal(signal.SIGINT)
     with interruption.stop_signals() as stop:

@@ -36,8 +36,14 @@ from nacre.models import stock
 from nacre.train import checkpoint, files, folder, sharding, state
 from nacre.train.device import TIMEOUT, accelerating
 from nacre.train.engine import StageTrunk, drop_caches, reading
-from nacre.train.hooks import hooks, report_validation
-from nacre.train.interruption import lost_processes, memory_advice, smaller_steps, stop_signals
+from nacre.train.hooks import asked_to_stop, hooks, report_validation
+from nacre.train.interruption import (
+    Interrupted,
+    lost_processes,
+    memory_advice,
+    smaller_steps,
+    stop_signals,
+)
 from nacre.train.loop import StageRun, setup, train
 from nacre.train.metrics import rewind_metrics
 from nacre.train.observer import Observer
@@ -224,6 +230,11 @@ def run_stage(
     run.close()
     processes.on_main(lambda: save_stage(out, record, model, below, stage.plain_names(frozen)))
     observer.stage_finished(files.read_json(files.stages(out)[-1] / files.RECORD))
+    if number < len(plan.stages) and (asked := asked_to_stop(stop, accelerator.device)):
+        raise Interrupted(
+            f"stopped by {asked} after stage {number}, which is finished: continue with "
+            f"nacre grow --resume --out {out}"
+        )
 
 
 def find_below(plan: Plan, index: int, out: Path) -> Below | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from nacre import processes
 from nacre.growth.stopping import has_trained_enough
@@ -67,9 +68,7 @@ def hooks(
     def save(run: StageRun, metrics: dict[str, Any]) -> None:
         if run.finished:
             return
-        asked_here = float(stop.requested is not None)
-        (asking,) = processes.total(asked_here, device=run.accelerator.device)
-        asked = next(filter(None, processes.gather(stop.requested))) if asking else None
+        asked = asked_to_stop(stop, run.accelerator.device)
         if not (metrics["step"] % run.training.save_every == 0 or asked):
             return
         progress = {"stage": number, "processes": processes.count(), **run.progress.record()}
@@ -83,6 +82,12 @@ def hooks(
             )
 
     return [log, validate, save]
+
+
+def asked_to_stop(stop: Stop, device: torch.device) -> str | None:
+    """Return the signal that has asked any of the processes to stop; None if there was none."""
+    (asking,) = processes.total(float(stop.requested is not None), device=device)
+    return next(filter(None, processes.gather(stop.requested))) if asking else None
 
 
 def enough(run: StageRun, below: Below | None, flops_per_token: float) -> bool:

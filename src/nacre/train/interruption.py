@@ -25,7 +25,7 @@ ELSEWHERE = "free some, or set ACCELERATE_USE_CPU=1 to leave the GPU"
 
 
 class Interrupted(NacreError):
-    """A signal stopped a stage, and its state was saved; `nacre` ends with `EXIT_CODE`."""
+    """A signal stopped a run after a step, all of it saved; `nacre` ends with `EXIT_CODE`."""
 
     EXIT_CODE = 3
 
