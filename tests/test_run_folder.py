@@ -127,6 +127,26 @@ def test_text_that_is_not_utf8_names_the_place_and_leaves_no_run(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("place", ["a link", "the working folder"])
+def test_a_failed_start_says_why_where_the_folder_has_to_stay(
+    place: str, plan: plans.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "short.txt").write_text("A short text. " * 4)
+    data = plan.model_dump(mode="json", by_alias=True)
+    data["data"]["sources"] = [str(tmp_path / "short.txt")]
+    folder_ = tmp_path / "folder"
+    folder_.mkdir()
+    if place == "a link":
+        out = tmp_path / "link"
+        out.symlink_to(folder_)
+    else:
+        out = Path()
+        monkeypatch.chdir(folder_)
+    with pytest.raises(DataError, match="context is longer than the corpus"):
+        grow(plans.parse(data), out)
+    assert list(folder_.iterdir()) == []
+
+
 def test_context_longer_than_the_corpus(plan: plans.Plan, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("A short text. " * 4)
     data = plan.model_dump(mode="json", by_alias=True)

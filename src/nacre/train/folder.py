@@ -6,7 +6,7 @@ import platform
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -87,14 +87,26 @@ def held(out: Path) -> Iterator[None]:
 
 def make(out: Path, plan: Plan, *, overwrite: bool) -> None:
     """Write the plan into the run's folder; with `overwrite`, what was there goes first."""
-    for path in out.iterdir() if overwrite else ():
-        if path.name == LOCK:
+    if overwrite:
+        _empty(out, keep=LOCK)
+    config.write_yaml(plan, out / PLAN)
+
+
+def remove(out: Path) -> None:
+    """Remove a run's folder; of one that has to stay (a link, a mount point, `.`) what is in it."""
+    with suppress(OSError):
+        _empty(out)
+        out.rmdir()
+
+
+def _empty(out: Path, keep: str | None = None) -> None:
+    for path in out.iterdir():
+        if path.name == keep:
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
-    config.write_yaml(plan, out / PLAN)
 
 
 def _continued(out: Path, plan: Plan | None) -> Plan:

@@ -6,7 +6,6 @@ the stages. Everything that a user can get wrong is checked before the first ste
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,7 +84,7 @@ def grow(
             grow_stages(plan, out, accelerator, observer, resume=resume)
         except NacreError:
             if processes.is_main() and not resume and not (out / RUN).exists():
-                shutil.rmtree(out)  # nothing was trained: the mended plan finds an empty place
+                folder.remove(out)  # nothing was trained: the mended plan finds an empty place
             raise
     return [files.read_json(path / files.RECORD) for path in files.stages(out)]
 
