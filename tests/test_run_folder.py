@@ -163,6 +163,45 @@ def test_too_little_disk(plan: plans.Plan, tmp_path: Path, monkeypatch: pytest.M
     assert not (tmp_path / "run").exists()
 
 
+@pytest.fixture
+def half(tmp_path: Path) -> Path:
+    """A folder of a run that holds 1 GB, in two names of one file, and a cache of 5 GB."""
+    out = tmp_path / "run"
+    for name, size in (("stages/01/blocks-01", 10**9), ("cache/02/train", 5 * 10**9)):
+        (out / name).parent.mkdir(parents=True)
+        with (out / name).open("wb") as file:
+            file.truncate(size)  # on disk it takes nothing
+    (out / "stages" / "02").mkdir()
+    (out / "stages" / "02" / "blocks-01").hardlink_to(out / "stages" / "01" / "blocks-01")
+    return out
+
+
+@pytest.mark.parametrize("demanded", [True, False])
+def test_a_resumed_run_need_not_fit_the_disk_again(
+    demanded: bool, half: Path, plan: plans.Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder.shutil, "disk_usage", lambda _: type("usage", (), {"free": 10**9}))
+    if demanded:
+        trunk = plans.Trunk(mode="cache")
+        plan = plan.model_copy(update={"trunk": trunk})
+    here = 6 if demanded else 1
+    folder.check_disk(half, plan, extra=here * 10**9)
+    said = rf"1\.00 GB free and {here}\.00 GB of the run are there already \(free some"
+    with pytest.raises(ConfigError, match=said):
+        folder.check_disk(half, plan, extra=(here + 1) * 10**9)
+
+
+def test_what_is_overwritten_leaves_its_place_unless_it_has_a_name_elsewhere(
+    half: Path, plan: plans.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder.shutil, "disk_usage", lambda _: type("usage", (), {"free": 10**9}))
+    folder.check_disk(half, plan, extra=6 * 10**9, overwrite=True)
+    (tmp_path / "branch").hardlink_to(half / "stages" / "01" / "blocks-01")
+    said = r"1\.00 GB free and 5\.00 GB are freed by overwriting \(free some"
+    with pytest.raises(ConfigError, match=said):
+        folder.check_disk(half, plan, extra=6 * 10**9, overwrite=True)
+
+
 def test_substrate_of_another_tokenizer(plan: plans.Plan, run: Path, tmp_path: Path) -> None:
     data = plan.model_dump(mode="json", by_alias=True)
     data["substrate"] = {"path": str(run / "substrate")}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import shutil
+import stat
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
@@ -21,6 +24,7 @@ from nacre.growth import budget
 from nacre.growth import plan as plans
 from nacre.growth.plan import Plan
 from nacre.train import checkpoint, files, state
+from nacre.train.engine import CACHE
 
 
 def claim(out: Path, plan: Plan | None, *, resume: bool, overwrite: bool) -> Plan:
@@ -157,17 +161,51 @@ def check_parts(out: Path, fingerprints: Mapping[str, Any]) -> None:
             raise FingerprintError(f"the text of {sources}", old[:12], new[:12], fix)
 
 
-def check_disk(out: Path, plan: Plan, extra: int) -> None:
-    """Raise `ConfigError` if the run's stages, states and `extra` bytes would not fit the disk."""
+def check_disk(out: Path, plan: Plan, extra: int, *, overwrite: bool = False) -> None:
+    """Raise `ConfigError` if the run's stages, states and `extra` bytes would not fit the disk.
+
+    What stands in `out` already need not fit again; with `overwrite` it goes, and leaves its place.
+    """
     base = checkpoint.load_config(checkpoint.newest(plan.start_from)) if plan.start_from else None
-    needed = budget.disk_needed(budget.estimate(plan, base=base)) + extra
+    costs = budget.estimate(plan, base=base)
+    needed = budget.disk_needed(costs) + extra
     parent = next(path for path in [out, *out.absolute().parents] if path.exists())
     free = shutil.disk_usage(parent).free
-    if needed > free:
+    cached = any(cost.cache_bytes for cost in costs)
+    here = _bytes_freed(out) if overwrite else _bytes_kept(out, cached=cached)
+    if needed > free + here:
         message = (
             f"the run needs about {needed / 1e9:.2f} GB, {parent} has {free / 1e9:.2f} GB free"
         )
+        if here:
+            share = "are freed by overwriting" if overwrite else "of the run are there already"
+            message += f" and {here / 1e9:.2f} GB {share}"
         raise ConfigError(Problem("--out", message, "free some space or name another disk"))
+
+
+def _bytes_kept(out: Path, *, cached: bool) -> int:
+    """Return the bytes in a run's folder that count for the run: of caches those that it demands.
+
+    A file of several names counts once.
+    """
+    kept = (found for path, found in _files(out) if cached or path.parts[0] != CACHE)
+    return sum({found.st_ino: found.st_size for found in kept}.values())
+
+
+def _bytes_freed(out: Path) -> int:
+    """Return the bytes that emptying a folder frees: what has a name elsewhere too stays."""
+    found = [found for _, found in _files(out)]
+    names = Counter(each.st_ino for each in found)
+    gone = (each for each in found if each.st_nlink <= names[each.st_ino])
+    return sum({each.st_ino: each.st_size for each in gone}.values())
+
+
+def _files(out: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    for path in out.rglob("*"):
+        with suppress(FileNotFoundError):  # a run that is being written replaces its files
+            found = path.lstat()
+            if stat.S_ISREG(found.st_mode):
+                yield path.relative_to(out), found
 
 
 def versions() -> dict[str, str]:

@@ -71,7 +71,7 @@ def grow(
     out, observer = Path(out), observer or Observer()
     if processes.is_main():
         plan = folder.claim(out, plan, resume=resume, overwrite=overwrite)
-        check(plan, out, trackers)
+        check(plan, out, trackers, overwrite=overwrite and not resume)
     elif plan is None:
         plan = plans.parse(config.read_yaml(out / PLAN), where=str(out / PLAN))
     assert plan is not None
@@ -107,7 +107,7 @@ def grow_stages(
     accelerator.end_training()
 
 
-def check(plan: Plan, out: Path, trackers: Sequence[str] = ()) -> None:
+def check(plan: Plan, out: Path, trackers: Sequence[str] = (), *, overwrite: bool = False) -> None:
     """Check all that can be checked before any work: trackers, sources, parts given, disk."""
     windows, count = plan.training.batch_tokens // plan.model.context, processes.count()
     if windows % count:
@@ -140,7 +140,7 @@ def check(plan: Plan, out: Path, trackers: Sequence[str] = ()) -> None:
             fix = f"use at most {positions}: --set model.context={positions}"
             raise ConfigError(Problem("model.context", message, fix))
     # A token takes 2 or 4 bytes and stands for about as many; its store is written twice.
-    folder.check_disk(out, plan, extra=2 * text_bytes)
+    folder.check_disk(out, plan, extra=2 * text_bytes, overwrite=overwrite)
 
 
 @contextmanager
