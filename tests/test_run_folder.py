@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -307,6 +308,47 @@ def test_a_failed_resume_deletes_nothing(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         grow(None, tmp_path / "run", resume=True)
     assert len(files.stages(tmp_path / "run")) == 3
+
+
+def test_a_run_keeps_the_machines_and_versions_that_it_was_made_on(plan: plans.Plan) -> None:
+    def written(before: dict[str, Any]) -> dict[str, Any]:
+        return folder.start_record(plan, {}, torch.device("cpu"), before)
+
+    here = written({})
+    assert here["earlier"] == []
+    assert written(here) == here
+    other = {"versions": here["versions"], "machine": here["machine"] | {"threads": 99}}
+    old = here | other
+    del old["earlier"]  # as an older nacre wrote it
+    assert written(old) == here | {"earlier": [other]}
+    assert written(written(old)) == written(old)
+    there_again = written(old) | other | {"earlier": [{**other, "machine": here["machine"]}]}
+    assert written(there_again) == written(old), "it was here before"
+
+
+def test_resuming_a_finished_run_leaves_its_record(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    record = files.read_run(run)
+    elsewhere = record | {"machine": record["machine"] | {"processor": "another"}}
+    files.write_json(tmp_path / "run" / RUN, elsewhere)
+    grow(None, tmp_path / "run", resume=True)
+    assert files.read_run(tmp_path / "run") == elsewhere
+
+
+def test_a_resumed_run_keeps_the_record_of_its_first_machine(
+    plan: plans.Plan, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    stage = plan.stages[0].model_copy(update={"tokens": plan.training.batch_tokens})
+    one, two = (plan.model_copy(update={"stages": (stage,) * count}) for count in (1, 2))
+    grow(one, out)
+    record = files.read_run(out)
+    machine = record["machine"] | {"processor": "another"}
+    files.write_json(out / RUN, record | {"machine": machine})
+    grow(two, out, resume=True)
+    found = files.read_run(out)
+    assert found["machine"] == record["machine"]
+    assert found["earlier"] == [{"versions": record["versions"], "machine": machine}]
 
 
 def test_a_missing_stage_is_noticed(run: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from conftest import Command
 from nacre import config
 from nacre import study as studies
 from nacre.errors import CheckpointError, ConfigError, FingerprintError
+from nacre.folders import RUN
 from nacre.growth import plan as plans
 from nacre.study import charts, page, results, runner
 from nacre.study.design import Claim, Evaluation, parse
@@ -306,6 +307,23 @@ def test_the_page_says_that_runs_were_made_side_by_side_otherwise(
         files.write_json(study.runs(out)[0].folder / runner.JOBS, {"jobs": [2]})
     assert found["runs"][0]["jobs"] == [1, 2]
     assert "(made 1 and 2 side by side: wall-clock does not compare)" in page.about(found)
+
+
+def test_runs_of_two_machines_are_mixed_also_where_one_run_is_of_both(tmp_path: Path) -> None:
+    runs = make().runs(tmp_path)
+    here = {"machine": {"threads": 2}, "versions": {"torch": "2.13"}}
+    there = here | {"machine": {"threads": 4}}
+
+    def mixed(first: dict[str, Any]) -> bool:
+        for run, record in zip(runs, (first, here, here), strict=True):
+            run.folder.mkdir(parents=True, exist_ok=True)
+            files.write_json(run.folder / RUN, record)
+        return results._machine(runs)["mixed"]
+
+    assert not mixed(here)
+    assert not mixed(here | {"earlier": []})
+    assert mixed(there)
+    assert mixed(here | {"earlier": [there]})
 
 
 def test_a_run_that_fails_is_named_and_the_others_are_made(tmp_path: Path) -> None:

@@ -390,7 +390,8 @@ def _machine(runs: Sequence[Run]) -> dict[str, Any]:
     `jobs` are the numbers of runs that were made side by side.
     """
     found = [files.read_run(run.folder) for run in runs]
-    kinds = {str((record["machine"], record["versions"])) for record in found}
+    made = [each for record in found for each in (record, *record.get("earlier", []))]
+    kinds = {str((each["machine"], each["versions"])) for each in made}
     jobs = sorted({number for run in runs for number in jobs_of(run.folder)})
     more = {"mixed": len(kinds) > 1, "jobs": jobs}
     return found[0]["machine"] | found[0]["versions"] | more

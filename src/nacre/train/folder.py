@@ -215,13 +215,13 @@ def versions() -> dict[str, str]:
 
 
 def start_record(
-    plan: Plan, fingerprints: Mapping[str, Any], device: torch.device
+    plan: Plan, fingerprints: Mapping[str, Any], device: torch.device, before: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the contents of `run.json`: versions, seed, machine and fingerprints."""
-    return {
-        "name": plan.name,
-        "seed": plan.seed,
-        "plan": plan.fingerprint(),
+    """Return the contents of `run.json`: versions, seed, machine and fingerprints.
+
+    `before` is what it held: machines and versions that are not these are kept in `earlier`.
+    """
+    here = {
         "versions": versions() | {"python": platform.python_version()},
         "machine": {
             "system": platform.platform(),
@@ -230,5 +230,13 @@ def start_record(
             "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
             "threads": torch.get_num_threads(),
         },
+    }
+    known = [{name: before[name] for name in here}] if before.get("machine") else []
+    return {
+        "name": plan.name,
+        "seed": plan.seed,
+        "plan": plan.fingerprint(),
+        **here,
+        "earlier": [each for each in [*before.get("earlier", []), *known] if each != here],
         "fingerprints": dict(fingerprints),
     }

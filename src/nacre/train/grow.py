@@ -97,11 +97,14 @@ def grow_stages(
     release_memory()  # what making them took is no stage's
     if resume:
         folder.check_parts(out, parts.fingerprints)
-    if processes.is_main():
-        record = folder.start_record(plan, parts.fingerprints, accelerator.device)
+    left = range(len(files.stages(out)), len(plan.stages))
+    known = (out / RUN).exists()
+    if processes.is_main() and (left or not known):
+        before = files.read_run(out) if known else {}
+        record = folder.start_record(plan, parts.fingerprints, accelerator.device, before)
         files.write_json(out / RUN, record)
     accelerator.init_trackers("trackers")
-    for index in range(len(files.stages(out)), len(plan.stages)):
+    for index in left:
         run_stage(plan, index, out, parts, accelerator, observer)
     drop_caches(out)
     accelerator.end_training()

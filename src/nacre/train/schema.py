@@ -114,12 +114,18 @@ class Fingerprints(Shape):
     corpora: dict[str, str] = {}
 
 
-class Run(Shape):
+class Made(Shape):
+    """On what a run was made, or a part of it."""
+
+    machine: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+
+
+class Run(Made):
     """`run.json`."""
 
     fingerprints: Fingerprints = Fingerprints()
-    machine: dict[str, Any] = {}
-    versions: dict[str, str] = {}
+    earlier: list[Made] = []
 
 
 class Progress(Shape):
