@@ -18,7 +18,7 @@ from nacre import tokenizer as tokenizers
 from nacre.data.loader import validation_batches
 from nacre.data.shards import TokenStore
 from nacre.errors import ConfigError, DivergedError
-from nacre.growth.plan import Stage, Training
+from nacre.growth.plan import Plan, Stage, Training
 from nacre.growth.stage import freeze_below
 from nacre.growth.trunk import release_memory
 from nacre.models import stock
@@ -32,6 +32,7 @@ from nacre.train.device import (
     default_device,
     micro_batches,
 )
+from nacre.train.engine import reading
 from nacre.train.loop import (
     MOST_SKIPPED,
     Progress,
@@ -210,6 +211,18 @@ def test_micro_batches_give_the_same_step(tiny_run: Path) -> None:
     assert after[0][1] == pytest.approx(after[1][1], rel=1e-4)
     for name, weight in after[0][2].items():
         torch.testing.assert_close(weight, after[1][2][name], rtol=1e-3, atol=1e-5)
+
+
+def test_evaluation_and_caches_take_as_many_windows_at_once_as_training(
+    tiny_run: Path, tiny_plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Training(batch_tokens=256, validation_tokens=1024)
+    run = open_run(tiny_run, training, Stage(add_blocks=1, tokens=5120))
+    assert max(len(batch) for batch, _, _ in run.held_out()) == 8
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert micro_batches(training, 32) == 1
+    assert max(len(batch) for batch, _, _ in run.held_out()) == 4
+    assert reading(tiny_plan, 0, run.store, None).batch_windows == 4
 
 
 def test_a_step_moves_what_trains_and_nothing_else(tiny_run: Path) -> None:

@@ -675,3 +675,24 @@ def test_a_recipe_that_grows_a_checkpoint_leaves_out_what_that_decides(tmp_path:
     own.write_text(plans.find("small", "plan").read_text(encoding="utf-8"), encoding="utf-8")
     said = "model.heads has no effect with from: the checkpoint decides"
     assert plans.warnings(plans.load(own, ["from=x"])) == [said]
+
+
+@pytest.mark.parametrize(
+    ("micro", "processes", "windows"),
+    [(None, 1, 96), (None, 16, 6), (4, 1, 4), (4, 16, 3), (4, 32, 3), (4, 96, 1), (96, 96, 1)],
+)
+def test_a_process_runs_its_part_of_a_batch_in_equal_passes(
+    micro: int | None, processes: int, windows: int
+) -> None:
+    tokens = micro and micro * 256
+    training = plans.Training(batch_tokens=96 * 256, micro_batch_tokens=tokens)
+    assert training.forward_windows(256, processes) == windows
+
+
+def test_a_stage_reads_its_own_sources_else_the_plans() -> None:
+    stages = [
+        {"add_blocks": 1, "tokens": 8192},
+        {"add_blocks": 1, "tokens": 8192, "sources": ["b"]},
+    ]
+    plan = plans.parse({"data": {"sources": ["a"]}, "stages": stages})
+    assert [plan.sources_of(stage) for stage in plan.stages] == [("a",), ("b",)]

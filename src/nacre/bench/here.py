@@ -150,9 +150,8 @@ def stage_rate(
     stock.find_parts(model).embedding.requires_grad_(False)
     exact = stock.splits_exactly(model, 0)
     objective = Objective(model, 0, mode="whole", exact=exact)
-    micro = training.micro_batch_tokens or training.batch_tokens
     most = TOKENS.get(torch.device(device).type, TOKENS["cpu"])
-    windows = max(1, min(micro, most) // context)
+    windows = max(1, min(training.forward_tokens, most) // context)
     ids_BT = torch.randint(config.vocab_size, (windows, context), device=device)
 
     def step() -> None:

@@ -128,7 +128,7 @@ def _stage_cost(
         active += substrate
     total = weights_below + stage.add_blocks * counts.block + outer + counts.rest
 
-    micro = training.micro_batch_tokens or training.batch_tokens
+    micro = training.forward_tokens
     kept_blocks = depth if lora else depth - trunk
     per_block = KEPT_WIDTHS * width + KEPT_MLP * mlp
     kept = kept_blocks * per_block

@@ -173,6 +173,17 @@ class Training(Section):
     validation_tokens: Count = 32_768
     save_every: PositiveInt = Field(default=200, description="steps between saved states")
 
+    @property
+    def forward_tokens(self) -> int:
+        """The most tokens of one forward pass."""
+        return self.micro_batch_tokens or self.batch_tokens
+
+    def forward_windows(self, context: int, processes: int) -> int:
+        """Return the windows of one forward pass: each process runs its part in equal passes."""
+        share = self.batch_tokens // context // processes
+        most = min(share, max(1, self.forward_tokens // context))
+        return next(windows for windows in range(most, 0, -1) if share % windows == 0)
+
 
 TrunkMode = Literal["auto", "recompute", "cache"]
 
@@ -272,6 +283,10 @@ class Plan(Section):
     def depth(self) -> int:
         """Blocks that this plan adds over all stages."""
         return sum(stage.add_blocks for stage in self.stages)
+
+    def sources_of(self, stage: Stage) -> tuple[str, ...]:
+        """Return what a stage reads: its own sources, else the plan's."""
+        return stage.sources or self.data.sources
 
     def training_of(self, stage: Stage) -> Training:
         """Return how a stage is trained: the plan's `training` with what is the stage's own."""

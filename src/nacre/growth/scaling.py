@@ -115,11 +115,9 @@ def _on_each(plan: Plan, cluster: Cluster, precision: str) -> Plan:
         fix = f"--set training.batch_tokens={nearest}, or another number of devices"
         raise ConfigError(Problem("training.batch_tokens", message, fix))
     share = windows // count
-    largest = max(1, (training.micro_batch_tokens or training.batch_tokens) // context)
-    passes = next(n for n in range(-(-share // largest), share + 1) if share % n == 0)
     own = {
         "batch_tokens": share * context,
-        "micro_batch_tokens": share * context // passes,
+        "micro_batch_tokens": training.forward_windows(context, count) * context,
         "precision": precision,
     }
     return plan.model_copy(update={"training": training.model_copy(update=own)})
@@ -143,7 +141,7 @@ class _Model:
     @property
     def micro(self) -> int:
         """Tokens of a device in one forward pass."""
-        return self.plan.training.micro_batch_tokens or self.tokens
+        return self.plan.training.forward_tokens
 
     @property
     def size(self) -> int:

@@ -133,7 +133,7 @@ Grown stage by stage from {start}; what a stage trained stays frozen in the next
 
 def _data(plan: Plan, record: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """Return what the front matter says of a stage's data and base, and the section on its data."""
-    read = [stage.sources or plan.data.sources for stage in plan.stages[: record["stage"]]]
+    read = [plan.sources_of(stage) for stage in plan.stages[: record["stage"]]]
     names = list(dict.fromkeys(source for sources in read for source in sources))
     about: dict[str, Any] = {}
     if datasets := [_hub_name(name) for name in names if name.startswith(hub.PREFIX)]:

@@ -236,7 +236,7 @@ def _incomparable(study: Study) -> list[Problem]:
 
 
 _HELD_OUT = {
-    "data.sources": lambda plan: list(plan.stages[-1].sources or plan.data.sources),
+    "data.sources": lambda plan: list(plan.sources_of(plan.stages[-1])),
     "data.holdout": lambda plan: plan.data.holdout,
     "data.errors": lambda plan: plan.data.errors,
     "model.context": lambda plan: plan.model.context,
@@ -252,7 +252,7 @@ def _tokenizer(plan: Plan) -> tuple[Any, ...]:
 
 
 def _all_sources(plan: Plan) -> set[str]:
-    return {source for stage in plan.stages for source in stage.sources or plan.data.sources}
+    return {source for stage in plan.stages for source in plan.sources_of(stage)}
 
 
 def _read_early(arm: str, plan: Plan) -> list[Problem]:
@@ -261,10 +261,10 @@ def _read_early(arm: str, plan: Plan) -> list[Problem]:
     What is held out depends on all sources of a stage together: of the same text in another mix it
     is another part.
     """
-    last = set(plan.stages[-1].sources or plan.data.sources)
+    last = set(plan.sources_of(plan.stages[-1]))
     found: list[Problem] = []
     for index, stage in enumerate(plan.stages):
-        here = set(stage.sources or plan.data.sources)
+        here = set(plan.sources_of(stage))
         if here != last and here & last:
             message = f"{', '.join(sorted(here & last))} is read in another mix than at the end"
             fix = "what is held out at the end could be trained on: read all of the mix or none"

@@ -74,9 +74,13 @@ def default_device() -> torch.device:
 
 def micro_batches(training: Training, context: int) -> int:
     """Return in how many forward passes, of equal size, a process runs its part of a batch."""
-    windows = training.batch_tokens // context // processes.count()
-    largest = max(1, (training.micro_batch_tokens or training.batch_tokens) // context)
-    return next(n for n in range(-(-windows // largest), windows + 1) if windows % n == 0)
+    share = training.batch_tokens // context // processes.count()
+    return share // forward_windows(training, context)
+
+
+def forward_windows(training: Training, context: int) -> int:
+    """Return how many windows a process runs at once, in training as in evaluation."""
+    return training.forward_windows(context, processes.count())
 
 
 def bf16_is_fast(device: torch.device) -> bool:

@@ -29,6 +29,7 @@ from nacre.growth.outputs import Identities, Outputs, Reading, Windows
 from nacre.growth.plan import Plan
 from nacre.growth.trunk import RecomputedTrunk
 from nacre.models import stock
+from nacre.train.device import forward_windows
 from nacre.train.loss import Objective, head_loss
 from nacre.train.observer import Observer
 
@@ -57,9 +58,9 @@ def reading(plan: Plan, index: int, store: TokenStore, start: LoaderState | None
     training, context = plan.training, plan.model.context
     batch = training.batch_tokens // context
     loader = Loader(store, "train", context=context, batch_size=batch, seed=plan.seed, start=start)
-    micro = training.micro_batch_tokens or training.batch_tokens
     count = plan.stages[index].steps(training.batch_tokens) * batch
-    return Reading(loader, loader.position, count, micro // context, training.validation_tokens)
+    windows = forward_windows(training, context)
+    return Reading(loader, loader.position, count, windows, training.validation_tokens)
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ class StageTrunk:
         """Yield this stage and the later ones up to other data, with the windows they read."""
         plan, loader, position = self.plan, self.read.loader, self.read.first
         for number in range(self.index, len(plan.stages)):
-            if (plan.stages[number].sources or plan.data.sources) != self._sources():
+            if plan.sources_of(plan.stages[number]) != plan.sources_of(plan.stages[self.index]):
                 return
             count = plan.stages[number].steps(plan.training.batch_tokens) * loader.batch_size
             yield number, loader.distinct(position, count)
@@ -251,9 +252,6 @@ class StageTrunk:
             blocks += this.add_blocks
             stored, depth = depth, blocks
         return readers
-
-    def _sources(self) -> tuple[str, ...]:
-        return self.plan.stages[self.index].sources or self.plan.data.sources
 
     def store_outputs(self) -> dict[str, Any]:
         """Make or complete the stage's cache; return what it took, earlier tries included."""

@@ -171,7 +171,7 @@ def run_stage(
     frozen = ledger.frozen_hashes(model)
     check_inherited(frozen, below)
 
-    store = parts.stores[this.sources or plan.data.sources]
+    store = parts.stores[plan.sources_of(this)]
     cursor = next_cursor(plan, below, store)
     saved = saved_state(out, number, observer)
     set_up = StageTrunk(

@@ -85,8 +85,7 @@ def memory_advice(what: str, advice: str = ELSEWHERE) -> Iterator[None]:
 def smaller_steps(plan: Plan) -> str:
     """Say how the steps of a plan take less memory."""
     training = plan.training
-    micro = training.micro_batch_tokens or training.batch_tokens
-    advice = [f"lower training.micro_batch_tokens (now {micro})"]
+    advice = [f"lower training.micro_batch_tokens (now {training.forward_tokens})"]
     if not training.gradient_checkpointing:
         advice.append("set training.gradient_checkpointing: true")
     return (

@@ -28,7 +28,7 @@ from nacre.growth.plan import Stage, Training
 from nacre.growth.trunk import release_memory
 from nacre.models import stock
 from nacre.train import sharding
-from nacre.train.device import PeakMemory, micro_batches
+from nacre.train.device import PeakMemory, forward_windows, micro_batches
 from nacre.train.loss import Objective
 from nacre.train.state import SavedState
 
@@ -160,11 +160,10 @@ class StageRun:
         Each batch comes with the trunk's output, if that is stored, and whether it counts: see
         `processes.share`.
         """
-        micro = self.training.micro_batch_tokens or self.training.batch_tokens
         batches = validation_batches(
             self.store,
             context=self.context,
-            batch_size=max(1, micro // self.context),
+            batch_size=forward_windows(self.training, self.context),
             limit_tokens=self.training.validation_tokens,
         )
         for (first, batch), counts in processes.share(numbered(batches)):

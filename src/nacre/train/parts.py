@@ -35,7 +35,7 @@ class Parts:
 
 def source_sets(plan: Plan) -> list[tuple[str, ...]]:
     """Return the distinct sets of sources that the stages read, in order of first use."""
-    return list(dict.fromkeys(stage.sources or plan.data.sources for stage in plan.stages))
+    return list(dict.fromkeys(plan.sources_of(stage) for stage in plan.stages))
 
 
 def make_parts(plan: Plan, out: Path, observer: Observer) -> Parts:
