@@ -1,4 +1,4 @@
-"""After each step: warnings of what a person should know."""
+"""After each step: what trackers get, warnings of what a person should know."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+from accelerate import Accelerator
+
+from nacre.growth.plan import Plan
 from nacre.train import files
+from nacre.train.grow import grow
 from nacre.train.hooks import RECENT, hooks
 from nacre.train.interruption import Stop
 from nacre.train.observer import Observer
@@ -27,7 +32,7 @@ def after(losses: list[float | None], out: Path) -> list[str]:
     """Return what is warned of after steps with these losses; None: the step was left out."""
     observer = Warned()
     run: Any = SimpleNamespace(accelerator=SimpleNamespace(log=lambda *_, **__: None))
-    log = hooks(2, out, observer, None, 1.0, Stop())[0]
+    log = hooks(2, out, observer, None, 1.0, Stop(), 0)[0]
     for step, loss in enumerate(losses, 1):
         line = {"skipped": "loss nan"} if loss is None else {"loss": loss}
         log(run, {"step": step, "lr": 0.1, **line})
@@ -56,3 +61,16 @@ def test_a_stage_below_may_have_no_measured_loss(tmp_path: Path) -> None:
 
 def test_a_step_that_was_left_out_is_said(tmp_path: Path) -> None:
     assert after([3.0, None, 3.0], tmp_path) == ["step 2 of stage 2 was left out: loss nan"]
+
+
+def test_trackers_count_the_steps_of_the_whole_run(
+    tiny_plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[tuple[int, dict[str, Any]]] = []
+    monkeypatch.setattr(Accelerator, "log", lambda _, values, step: logged.append((step, values)))
+    batch, stage = tiny_plan.training.batch_tokens, tiny_plan.stages[0]
+    stages = tuple(stage.model_copy(update={"tokens": steps * batch}) for steps in (3, 2))
+    grow(tiny_plan.model_copy(update={"stages": stages}), tmp_path / "run")
+    trained = [(step, values["stage"]) for step, values in logged if "lr" in values]
+    assert trained == [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2)]
+    assert [step for step, values in logged if "validation/loss" in values] == [0, 3]

@@ -35,7 +35,7 @@ from nacre.models import stock
 from nacre.train import checkpoint, files, folder, sharding, state
 from nacre.train.device import TIMEOUT, accelerating
 from nacre.train.engine import StageTrunk, drop_caches, reading
-from nacre.train.hooks import asked_to_stop, hooks, report_validation
+from nacre.train.hooks import asked_to_stop, hooks, report_validation, steps_of
 from nacre.train.interruption import (
     Interrupted,
     lost_processes,
@@ -206,12 +206,14 @@ def run_stage(
     observer.stage_started(
         number, len(plan.stages), run.steps * run.batch_tokens, run.progress.tokens
     )
+    before = steps_of(files.stages(out)[:index], run.batch_tokens)
     if run.progress.step == 0:
-        run.progress.history = [(0, report_validation(run, out, number, observer)["loss"])]
+        start = report_validation(run, out, number, observer, before)
+        run.progress.history = [(0, start["loss"])]
     plain = plain_cost(plan, number, parts)
     memory = memory_advice(f"stage {number}", smaller_steps(plan))
     with stop_signals() as stop, memory, lost_processes(out):
-        train(run, hooks(number, out, observer, below, plain.flops_per_token, stop))
+        train(run, hooks(number, out, observer, below, plain.flops_per_token, stop, before))
 
     ledger.verify_frozen(model, resident)
     trained: dict[str, Any] = {

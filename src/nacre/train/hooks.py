@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 
 from nacre import processes
 from nacre.growth.stopping import has_trained_enough
-from nacre.train import state
+from nacre.train import files, state
 from nacre.train.interruption import Interrupted, Stop
 from nacre.train.loop import Hook, StageRun, evaluate
 from nacre.train.metrics import append_metrics, sync_metrics
@@ -28,9 +28,12 @@ SPIKE = 6.0
 
 def hooks(
     number: int, out: Path, observer: Observer, below: Below | None, flops_per_token: float,
-    stop: Stop,
+    stop: Stop, steps_before: int,
 ) -> list[Hook]:  # fmt: skip
-    """Return what happens after each step: metrics, evaluation, saved state, in this order."""
+    """Return what happens after each step: metrics, evaluation, saved state, in this order.
+
+    Trackers count the steps of a run: `steps_before` are those of its finished stages.
+    """
     recent: deque[float] = deque(maxlen=RECENT)
 
     def watch(run: StageRun, line: Mapping[str, Any]) -> None:
@@ -52,13 +55,13 @@ def hooks(
         line = {"stage": number, **metrics}
         append_metrics(out, line)
         numbers = {k: v for k, v in line.items() if k not in ("step", "skipped")}
-        run.accelerator.log(numbers, step=metrics["step"])
+        run.accelerator.log(numbers, step=steps_before + metrics["step"])
         observer.trained(line)
         watch(run, line)
 
     def validate(run: StageRun, metrics: dict[str, Any]) -> None:
         if metrics["step"] % run.training.evaluate_every == 0 and metrics["step"] < run.steps:
-            validation = report_validation(run, out, number, observer)
+            validation = report_validation(run, out, number, observer, steps_before)
             run.progress.notice(validation["loss"])
             decided = run.stage.budget == "tokens" or run.progress.end is not None
             if not decided and enough(run, below, flops_per_token):
@@ -82,6 +85,11 @@ def hooks(
             )
 
     return [log, validate, save]
+
+
+def steps_of(stages: Sequence[Path], batch_tokens: int) -> int:
+    """Return the optimizer steps of the finished stages of a run."""
+    return sum(files.read_stage(stage)["tokens"] for stage in stages) // batch_tokens
 
 
 def asked_to_stop(stop: Stop, device: torch.device) -> str | None:
@@ -115,14 +123,15 @@ def _start(loss: float, below: float | None) -> float:
 
 
 def report_validation(
-    run: StageRun, out: Path, number: int, observer: Observer
+    run: StageRun, out: Path, number: int, observer: Observer, steps_before: int
 ) -> dict[str, float]:
-    """Evaluate on the held-out text, record the result and show it."""
+    """Evaluate on the held-out text, record the result and show it; for trackers as `hooks`."""
     validation = evaluate(run)
     step = run.progress.step
     if processes.is_main():
         at = {"stage": number, "step": step, "tokens": run.progress.tokens}
         append_metrics(out, {**at, "validation": validation})
-    run.accelerator.log({f"validation/{k}": v for k, v in validation.items()}, step=step)
+    numbers = {f"validation/{k}": v for k, v in validation.items()}
+    run.accelerator.log(numbers, step=steps_before + step)
     observer.evaluated(validation)
     return validation
