@@ -22,6 +22,7 @@ from nacre.growth import plan as plans
 from nacre.train import checkpoint, files, folder
 from nacre.train.grow import grow
 from nacre.train.metrics import NewMetrics, append_metrics, rewind_metrics
+from nacre.train.observer import Observer
 
 
 def records(run: Path) -> list[dict]:
@@ -186,21 +187,21 @@ def test_a_resumed_run_need_not_fit_the_disk_again(
         trunk = plans.Trunk(mode="cache")
         plan = plan.model_copy(update={"trunk": trunk})
     here = 6 if demanded else 1
-    folder.check_disk(half, plan, extra=here * 10**9)
+    folder.check_disk(half, plan, None, extra=here * 10**9)
     said = rf"1\.00 GB free and {here}\.00 GB of the run are there already \(free some"
     with pytest.raises(ConfigError, match=said):
-        folder.check_disk(half, plan, extra=(here + 1) * 10**9)
+        folder.check_disk(half, plan, None, extra=(here + 1) * 10**9)
 
 
 def test_what_is_overwritten_leaves_its_place_unless_it_has_a_name_elsewhere(
     half: Path, plan: plans.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(folder.shutil, "disk_usage", lambda _: type("usage", (), {"free": 10**9}))
-    folder.check_disk(half, plan, extra=6 * 10**9, overwrite=True)
+    folder.check_disk(half, plan, None, extra=6 * 10**9, overwrite=True)
     (tmp_path / "branch").hardlink_to(half / "stages" / "01" / "blocks-01")
     said = r"1\.00 GB free and 5\.00 GB are freed by overwriting \(free some"
     with pytest.raises(ConfigError, match=said):
-        folder.check_disk(half, plan, extra=6 * 10**9, overwrite=True)
+        folder.check_disk(half, plan, None, extra=6 * 10**9, overwrite=True)
 
 
 def test_substrate_of_another_tokenizer(plan: plans.Plan, run: Path, tmp_path: Path) -> None:
@@ -272,6 +273,51 @@ def test_growing_a_foreign_checkpoint(plan: plans.Plan, run: Path, tmp_path: Pat
     )
     assert torch.equal(after["transformer.wte.weight"], before["transformer.wte.weight"])
     assert not torch.equal(after["lm_head.weight"], before["lm_head.weight"]), "untied, and trained"
+
+
+class Dies(Observer):
+    """Ends a run after its second step."""
+
+    def trained(self, step: dict[str, Any]) -> None:
+        if step["step"] == 2:
+            raise KeyboardInterrupt
+
+
+def test_a_run_goes_on_from_the_stage_of_another_run_that_it_began_on(
+    plan: plans.Plan, run: Path, tmp_path: Path
+) -> None:
+    base, out = tmp_path / "base", tmp_path / "run"
+    shutil.copytree(run, base)
+    for later in ("02", "03"):
+        shutil.move(base / "stages" / later, tmp_path / later)
+    data = grow_from(base, plan).model_dump(mode="json", by_alias=True)
+    data["training"]["save_every"] = 1
+    data["stages"][0]["tokens"] *= 3
+    begun = plans.parse(data)
+    with pytest.raises(KeyboardInterrupt):
+        grow(begun, out, observer=Dies())
+    shutil.move(tmp_path / "02", base / "stages" / "02")
+
+    stage = base / "stages" / "01"
+    record = files.read_json(stage / files.RECORD)
+    known = {"named": str(base), "path": str(stage), "fingerprint": record["fingerprint"]}
+    assert files.read_run(out)["fingerprints"]["base"] == known
+    files.write_json(stage / files.RECORD, record | {"fingerprint": "f" * 64})
+    with pytest.raises(FingerprintError) as error:
+        grow(None, out, resume=True)
+    assert str(error.value) == (
+        f"the checkpoint {stage}, which {out} grows, does not match: expected "
+        f"{record['fingerprint'][:12]}, found ffffffffffff (restore it, or start a new run in "
+        "another --out)"
+    )
+    files.write_json(stage / files.RECORD, record)
+    (grown,) = grow(None, out, resume=True)
+    assert (grown["depth"], grown["parent"]) == (2, record["fingerprint"])
+
+    files.write_json(stage / files.RECORD, record | {"fingerprint": "f" * 64})
+    data["stages"] *= 2
+    assert len(grow(plans.parse(data), out, resume=True)) == 2, "it stands on its own stage now"
+    assert files.read_run(out)["fingerprints"]["base"] == known
 
 
 def test_context_longer_than_the_checkpoints(plan: plans.Plan, run: Path, tmp_path: Path) -> None:

@@ -184,8 +184,7 @@ def _trunk_blocks_run(plan: Plan, index: int, trunk: int) -> int:
     before = plan.stages[index - 1] if index else None
     if before is None or plan.data.order == "continue" or before.add_blocks == trunk:
         return trunk
-    shared = plan.data.sources
-    same_text = (before.sources or shared) == (plan.stages[index].sources or shared)
+    same_text = plan.sources_of(before) == plan.sources_of(plan.stages[index])
     plain = all(stage.train == "crown" and not stage.under for stage in plan.stages[: index + 1])
     chained = plain and uses_cache(plan, index) and uses_cache(plan, index - 1) and same_text
     return before.add_blocks if chained else trunk

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from transformers import PreTrainedConfig
 
 from nacre import config, processes
 from nacre.errors import ConfigError, FingerprintError, Problem
@@ -142,9 +143,30 @@ def _first_difference(old: Any, new: Any, path: str = "") -> str:
     return f"{path} was {old!r}, now {new!r}"
 
 
+def base_of(plan: Plan, out: Path) -> str | Path | None:
+    """Return the checkpoint that a run grows, None if it starts anew.
+
+    That is what the plan's `from` meant when the run began, if it is still there: a run grown from
+    may have gained stages since.
+    """
+    if plan.start_from is None:
+        return None
+    begun = _base_record(files.read_run(out) if (out / RUN).exists() else {}, plan.start_from)
+    if begun and (Path(begun["path"]) / files.RECORD).exists():
+        return Path(begun["path"])
+    return checkpoint.newest(plan.start_from)
+
+
+def _base_record(run: Mapping[str, Any], named: str | None) -> dict[str, str] | None:
+    """Return what `run.json` says of the checkpoint that a plan's `from` names."""
+    base = run.get("fingerprints", {}).get("base")
+    return base if base and base["named"] == named else None
+
+
 def check_parts(out: Path, fingerprints: Mapping[str, Any]) -> None:
     """Refuse to resume on a tokenizer, substrate or corpus that is not the one the run began with.
 
+    So too a checkpoint grown from, before the first stage is finished: from then on it is not read.
     Raises `FingerprintError`. Corpora that only later stages read may be new.
     """
     if not (out / RUN).exists():
@@ -155,18 +177,24 @@ def check_parts(out: Path, fingerprints: Mapping[str, Any]) -> None:
         old, new = before.get(name), fingerprints.get(name)
         if old is not None and old != new:
             raise FingerprintError(f"the {name} of {out}", old[:12], str(new)[:12], fix)
+    base = fingerprints.get("base")
+    begun = _base_record({"fingerprints": before}, base["named"]) if base else None
+    if base and begun and begun["fingerprint"] != base["fingerprint"] and not files.stages(out):
+        what = f"the checkpoint {base['path']}, which {out} grows,"
+        raise FingerprintError(what, begun["fingerprint"][:12], base["fingerprint"][:12], fix)
     for sources, old in before.get("corpora", {}).items():
         new = fingerprints["corpora"].get(sources, old)
         if old != new:
             raise FingerprintError(f"the text of {sources}", old[:12], new[:12], fix)
 
 
-def check_disk(out: Path, plan: Plan, extra: int, *, overwrite: bool = False) -> None:
+def check_disk(
+    out: Path, plan: Plan, base: PreTrainedConfig | None, extra: int, *, overwrite: bool = False
+) -> None:
     """Raise `ConfigError` if the run's stages, states and `extra` bytes would not fit the disk.
 
     What stands in `out` already need not fit again; with `overwrite` it goes, and leaves its place.
     """
-    base = checkpoint.load_config(checkpoint.newest(plan.start_from)) if plan.start_from else None
     costs = budget.estimate(plan, base=base)
     needed = budget.disk_needed(costs) + extra
     parent = next(path for path in [out, *out.absolute().parents] if path.exists())
@@ -219,7 +247,8 @@ def start_record(
 ) -> dict[str, Any]:
     """Return the contents of `run.json`: versions, seed, machine and fingerprints.
 
-    `before` is what it held: machines and versions that are not these are kept in `earlier`.
+    `before` is what it held: machines and versions that are not these are kept in `earlier`, and
+    the checkpoint that the run began on stays.
     """
     here = {
         "versions": versions() | {"python": platform.python_version()},
@@ -232,11 +261,12 @@ def start_record(
         },
     }
     known = [{name: before[name] for name in here}] if before.get("machine") else []
+    base = _base_record(before, plan.start_from)
     return {
         "name": plan.name,
         "seed": plan.seed,
         "plan": plan.fingerprint(),
         **here,
         "earlier": [each for each in [*before.get("earlier", []), *known] if each != here],
-        "fingerprints": dict(fingerprints),
+        "fingerprints": dict(fingerprints) | ({"base": base} if base else {}),
     }

@@ -130,8 +130,10 @@ def check(plan: Plan, out: Path, trackers: Sequence[str] = (), *, overwrite: boo
     if plan.tokenizer.path is not None:
         tokenizers.load(plan.tokenizer.path)
     text_bytes = sum(corpus.check(sources).total_bytes or 0 for sources in source_sets(plan))
+    base = None
     if plan.start_from is not None:
-        base = checkpoint.load_config(checkpoint.newest(plan.start_from))
+        known = None if overwrite else folder.base_of(plan, out)
+        base = checkpoint.load_config(known or checkpoint.newest(plan.start_from))
         with growable(plan):
             stock.count_parameters(base)
         found = plans.reopening_problems(plan, base.get_text_config().num_hidden_layers)
@@ -143,7 +145,7 @@ def check(plan: Plan, out: Path, trackers: Sequence[str] = (), *, overwrite: boo
             fix = f"use at most {positions}: --set model.context={positions}"
             raise ConfigError(Problem("model.context", message, fix))
     # A token takes 2 or 4 bytes and stands for about as many; its store is written twice.
-    folder.check_disk(out, plan, extra=2 * text_bytes, overwrite=overwrite)
+    folder.check_disk(out, plan, base, extra=2 * text_bytes, overwrite=overwrite)
 
 
 @contextmanager
@@ -165,7 +167,7 @@ def run_stage(
 ) -> None:
     """Run one stage, from the checkpoint below it to its own."""
     this, number = plan.stages[index], index + 1
-    below = processes.on_main(lambda: find_below(plan, index, out))
+    below = processes.on_main(lambda: find_below(index, out, parts.base))
     start = start_stage(plan, index, parts, below)
     model, adapted = start.model, start.adapted
     frozen = ledger.frozen_hashes(model)
@@ -241,17 +243,16 @@ def run_stage(
         )
 
 
-def find_below(plan: Plan, index: int, out: Path) -> Below | None:
-    """Return what stage `index` stands on: the stage before, the plan's `from`, or nothing.
+def find_below(index: int, out: Path, base: str | Path | None) -> Below | None:
+    """Return what stage `index` stands on: the stage before, the checkpoint `base`, or nothing.
 
     A checkpoint that nacre did not grow is first rewritten in nacre's form, into `base`.
     """
     if index:
         path = files.stages(out)[index - 1]
-    elif plan.start_from is not None:
-        path = checkpoint.newest(plan.start_from)
-        if not (Path(path) / files.RECORD).exists():
-            path = import_base(path, out / "base")
+    elif base is not None:
+        grown = (Path(base) / files.RECORD).exists()
+        path = base if grown else import_base(base, out / "base")
     else:
         return None
     return Below(Path(path), files.read_record(Path(path)))

@@ -16,7 +16,7 @@ from nacre.errors import ConfigError, FingerprintError, Problem
 from nacre.growth import ledger
 from nacre.growth.plan import Plan
 from nacre.substrate import Substrate, check_recipe
-from nacre.train import checkpoint, files
+from nacre.train import checkpoint, files, folder
 from nacre.train.observer import Observer
 
 
@@ -24,13 +24,14 @@ from nacre.train.observer import Observer
 class Parts:
     """Tokenizer, one token store for each distinct set of sources, substrate, fingerprints.
 
-    `substrate` is None when the plan grows an existing checkpoint, whose embedding is kept.
+    `substrate` is None when the plan grows an existing checkpoint, `base`, whose embedding is kept.
     """
 
     tokenizer: PreTrainedTokenizerBase
     stores: dict[tuple[str, ...], TokenStore]
     substrate: Substrate | None
     fingerprints: dict[str, Any]
+    base: str | Path | None
 
 
 def source_sets(plan: Plan) -> list[tuple[str, ...]]:
@@ -40,8 +41,12 @@ def source_sets(plan: Plan) -> list[tuple[str, ...]]:
 
 def make_parts(plan: Plan, out: Path, observer: Observer) -> Parts:
     """Make or load tokenizer, tokens and substrate; refuse what does not fit together."""
-    tokenizer = make_tokenizer(plan, out, observer)
+    base = folder.base_of(plan, out)
+    tokenizer = make_tokenizer(plan, base, out, observer)
     fingerprints: dict[str, Any] = {"tokenizer": tokenizers.fingerprint(tokenizer)}
+    if base is not None and (Path(base) / files.RECORD).exists():
+        found = files.read_record(Path(base))["fingerprint"]
+        fingerprints["base"] = {"named": plan.start_from, "path": str(base), "fingerprint": found}
     substrate = None
     if plan.start_from is None:
         observer.phase("Substrate", len(tokenizer))
@@ -60,22 +65,23 @@ def make_parts(plan: Plan, out: Path, observer: Observer) -> Parts:
         )
         Loader(store, "train", context=plan.model.context, batch_size=1, seed=plan.seed)
     fingerprints["corpora"] = {" ".join(key): store.fingerprint for key, store in stores.items()}
-    return Parts(tokenizer, stores, substrate, fingerprints)
+    return Parts(tokenizer, stores, substrate, fingerprints, base)
 
 
-def make_tokenizer(plan: Plan, out: Path, observer: Observer) -> PreTrainedTokenizerBase:
+def make_tokenizer(
+    plan: Plan, base: str | Path | None, out: Path, observer: Observer
+) -> PreTrainedTokenizerBase:
     """Return the run's tokenizer: the one it has, the checkpoint's, a given one, or a new one."""
     target = out / "tokenizer"
     if target.exists():
         return tokenizers.load(target)
     given = plan.tokenizer.path
-    if given is None and plan.start_from is not None:
-        given = checkpoint.newest(plan.start_from)
-        given = given if Path(given).is_dir() else f"hf:{given}"
+    if given is None and base is not None:
+        given = base if Path(base).is_dir() else f"hf:{base}"
     if given is not None:
         tokenizer = tokenizers.load(given)
-        if plan.start_from is not None:
-            _check_vocabulary(plan, tokenizer)
+        if base is not None:
+            _check_vocabulary(plan, base, tokenizer)
     else:
         observer.phase("Tokenizer", None)
         everything = dict.fromkeys(s for sources in source_sets(plan) for s in sources)
@@ -91,10 +97,8 @@ def make_tokenizer(plan: Plan, out: Path, observer: Observer) -> PreTrainedToken
     return tokenizer
 
 
-def _check_vocabulary(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
-    assert plan.start_from is not None
-    base = checkpoint.load_config(checkpoint.newest(plan.start_from))
-    rows = base.get_text_config().vocab_size
+def _check_vocabulary(plan: Plan, base: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = checkpoint.load_config(base).get_text_config().vocab_size
     if len(tokenizer) > rows:
         raise FingerprintError(
             "the tokenizer", f"at most {rows} tokens (the checkpoint's table)", str(len(tokenizer)),

@@ -58,7 +58,7 @@ def plain_cost(plan: Plan, number: int, parts: Parts) -> budget.StageCost:
 
     It is the same however the trunk is run: what decides a run's weights may rest on it.
     """
-    base = checkpoint.load_config(checkpoint.newest(plan.start_from)) if plan.start_from else None
+    base = None if parts.base is None else checkpoint.load_config(parts.base)
     stages = tuple(this.model_copy(update={"trunk": "recompute"}) for this in plan.stages)
     as_run = plan.model_copy(update={"stages": stages})
     return budget.estimate(as_run, len(parts.tokenizer), base)[number - 1]

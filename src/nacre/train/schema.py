@@ -106,11 +106,20 @@ class MetricLine(Step):
     validation: HeldOut | None = None
 
 
+class Base(Shape):
+    """A checkpoint of nacre's that a run grows: as its plan names it, and which that was."""
+
+    named: str
+    path: str
+    fingerprint: str
+
+
 class Fingerprints(Shape):
     """Of the parts that a run stands on."""
 
     tokenizer: str | None = None
     substrate: str | None = None
+    base: Base | None = None
     corpora: dict[str, str] = {}
 
 
