@@ -332,3 +332,30 @@ def test_tokenizer_build(command: Command, tmp_path: Path) -> None:
     from nacre import tokenizer as tokenizers
 
     assert tokenizers.fingerprint(tokenizers.load(tmp_path / "t")) == json.loads(out)["fingerprint"]
+
+
+def test_tokenizers_of_much_text_see_every_source(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nacre import tokenizer as tokenizers
+
+    monkeypatch.setattr(tokenizers, "LEARN_FROM", 4000)
+    (tmp_path / "a.txt").write_text("It was a bright cold day. " * 200)
+    (tmp_path / "b.txt").write_text("Мороз и солнце; день чудесный! " * 200)
+    data = ("--data", tmp_path / "a.txt", "--data", tmp_path / "b.txt")
+    said = "the tokenizer learns from the first 2000 characters of each source"
+    code, _, err = command("tokenizer", "build", *data, "--size", "512", "--out", tmp_path / "t")
+    assert code == 0
+    assert said in err
+    assert "ч" in tokenizers.load(tmp_path / "t").get_vocab()
+    code, _, err = command(
+        "grow", *data, "--out", tmp_path / "run",
+        "--set", "tokenizer.size=512", "--set", "model.width=32", "--set", "model.heads=2",
+        "--set", "model.context=32", "--set", "training.batch_tokens=64",
+        "--set", "training.validation_tokens=64",
+        "--set", 'stages=[{"add_blocks": 1, "tokens": 64}]',
+    )  # fmt: skip
+    assert code == 0
+    assert said in err
+    built, grown = (tokenizers.load(tmp_path / name) for name in ("t", "run/tokenizer"))
+    assert tokenizers.fingerprint(grown) == tokenizers.fingerprint(built)

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from nacre.data import corpus, embedded, hub
+from nacre import tokenizer
+from nacre.data import corpus, embedded, hub, sample
 from nacre.errors import ConfigError, DataError
 
 TEXT = "First line.\r\nSecond: naïve 🦋\n\n  last\r"
@@ -368,3 +369,63 @@ def test_missing_packages(tmp_path, monkeypatch, name, package):
         monkeypatch.setitem(sys.modules, module, None)
     found = message(source, kind=ConfigError)
     assert f"{name} needs the package {package} (pip install 'nacre[data]')" in found
+
+
+def sources_of(root: Path) -> list[str]:
+    """Three sources of 5,000, 600 and 4,000 characters in documents of several sizes."""
+    (root / "english").mkdir()
+    (root / "english" / "a.txt").write_text("It was a bright day. " * 200)  # 4,200
+    (root / "english" / "b.txt").write_text("and cold" * 100)  # 800
+    write_jsonl(root / "short.jsonl", [{"text": "x" * 300}, {"text": ""}, {"text": "y" * 300}])
+    write_jsonl(root / "russian.jsonl", [{"text": "Мороз и солнце; день чудесный! " * 2}] * 64)
+    return [str(root / name) for name in ("english", "short.jsonl", "russian.jsonl")]
+
+
+@pytest.mark.parametrize("limit", [9568, 100_000_000])
+def test_text_within_the_limit_is_learned_from_whole_and_in_order(
+    tmp_path, monkeypatch, caplog, limit
+):
+    sources = sources_of(tmp_path)
+    monkeypatch.setattr("nacre.data.bytestream._BLOCK", 1000)
+    monkeypatch.setattr(tokenizer, "LEARN_FROM", limit)
+    with caplog.at_level(logging.INFO, "nacre"):
+        found = sample(sources)
+    assert sum(map(len, found)) == 9568
+    assert found == texts(*sources)
+    assert not caplog.text
+    before, after = tokenizer.build(texts(*sources), 600), tokenizer.build(found, 600)
+    assert after.backend_tokenizer.to_str() == before.backend_tokenizer.to_str()
+
+
+def test_longer_text_gives_an_equal_share_of_every_source(tmp_path, monkeypatch, caplog):
+    sources = sources_of(tmp_path)
+    monkeypatch.setattr(tokenizer, "LEARN_FROM", 3000)
+    with caplog.at_level(logging.INFO, "nacre"):
+        found = sample(sources)
+    english, *short, _ = found[:4]
+    assert english == ("It was a bright day. " * 200)[:1200]
+    assert short == ["x" * 300, "y" * 300]  # it leaves 400 characters to the others
+    assert "".join(found[3:]) == ("Мороз и солнце; день чудесный! " * 128)[:1200]
+    assert "the tokenizer learns from the first 1200 characters of each source" in caplog.text
+
+
+def test_one_long_source_gives_its_beginning(tmp_path, monkeypatch, caplog):
+    source = sources_of(tmp_path)[0]
+    monkeypatch.setattr(tokenizer, "LEARN_FROM", 4300)
+    with caplog.at_level(logging.INFO, "nacre"):
+        assert list(map(len, sample([source]))) == [4200, 100]
+    assert caplog.messages == ["the tokenizer learns from the first 4300 characters"]
+
+
+def test_what_is_past_the_share_is_not_read(tmp_path, monkeypatch):
+    (tmp_path / "long.txt").write_bytes(b"a" * 3000 + b"\xff" * 3000)
+    (tmp_path / "short.txt").write_text("b" * 500)
+    monkeypatch.setattr("nacre.data.bytestream._BLOCK", 1000)
+    monkeypatch.setattr(tokenizer, "LEARN_FROM", 2000)
+    sources = [str(tmp_path / "long.txt"), str(tmp_path / "short.txt")]
+    assert sample(sources) == ["a" * 1500, "b" * 500]
+
+
+def test_a_sample_is_of_sources_that_are_there():
+    with pytest.raises(DataError, match="there is no such file"):
+        sample(["gone.txt"])

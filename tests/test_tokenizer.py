@@ -196,13 +196,20 @@ def test_progress_counts_every_character():
 
 
 def test_learning_stops_after_the_sample(monkeypatch, caplog):
-    monkeypatch.setattr(subject, "_LEARN_FROM", 1000)
+    monkeypatch.setattr(subject, "LEARN_FROM", 1000)
     with caplog.at_level(logging.INFO, "nacre"):
         part = subject.build(["ab " * 500, "unread"], 512)
     assert subject.fingerprint(part) == subject.fingerprint(
         subject.build([("ab " * 500)[:1000]], 512)
     )
     assert "learns from the first 1000 characters" in caplog.text
+
+
+def test_text_that_just_fits_is_learned_from_without_a_word(monkeypatch, caplog):
+    monkeypatch.setattr(subject, "LEARN_FROM", 1500)
+    with caplog.at_level(logging.INFO, "nacre"):
+        subject.build(["ab " * 500], 512)
+    assert "learns from" not in caplog.text
 
 
 @pytest.mark.parametrize(

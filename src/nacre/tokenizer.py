@@ -51,6 +51,9 @@ logger = logging.getLogger(__name__)
 PAD = "<|pad|>"
 END = "<|endoftext|>"
 SMALLEST, LARGEST = 512, 131_072
+LEARN_FROM = 100_000_000
+"""The most characters that a tokenizer learns from."""
+
 ALPHABETS = ("corpus", "bmp")
 
 # Words with their leading space, up to three digits, runs of signs, line ends with the blanks
@@ -60,7 +63,6 @@ _WORDS = r" ?[\p{L}\p{M}]+| ?\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]+|\s*[\r\n]+|\s+(?
 # Places where `_WORDS` always ends one match and begins the next, whatever stands around them.
 _EXACT_CUT = re.compile(r"(?<=\n)(?=\S)|(?<=[A-Za-z])(?= [A-Za-z])")
 _LONGEST_NGRAM = 16
-_LEARN_FROM = 100_000_000  # characters
 _ALWAYS = "\t\n" + "".join(map(chr, range(0x20, 0x7F)))
 _UNASSIGNED = ("Cn", "Cs", "Co")
 
@@ -77,9 +79,10 @@ def build(
     `alphabet="corpus"` gives at most three quarters of the free places to the corpus's code points,
     most frequent first; `"bmp"` takes every assigned code point of the Basic Multilingual Plane as
     far as the size allows, the corpus's first. N-grams get the rest. At most the first 100 million
-    characters are read. The result depends on the texts alone (and, for `"bmp"`, on the Unicode
-    version of this Python). A corpus too small for the size gives a smaller vocabulary and a
-    warning. `progress` receives the number of characters read since its last call.
+    characters are read; `data.sample` gives each of several sources an equal share of them. The
+    result depends on the texts alone (and, for `"bmp"`, on the Unicode version of this Python). A
+    corpus too small for the size gives a smaller vocabulary and a warning. `progress` receives the
+    number of characters read since its last call.
 
     Raises ConfigError for a size outside 512 to 131,072 or an unknown alphabet, DataError for no
     text or lone surrogates.
@@ -258,16 +261,16 @@ def _check_options(size: int, alphabet: str) -> None:
 
 
 def _sample(texts: Iterable[str]) -> list[str]:
-    """Keep the texts up to `_LEARN_FROM` characters."""
+    """Keep the texts up to `LEARN_FROM` characters."""
     sample: list[str] = []
-    room = _LEARN_FROM
+    room = LEARN_FROM
     for text in texts:
         sample.append(text[:room])
-        room -= len(sample[-1])
-        if not room:
-            logger.info("the tokenizer learns from the first %d characters", _LEARN_FROM)
+        if len(text) > room:
+            logger.info("the tokenizer learns from the first %d characters", LEARN_FROM)
             break
-    if room == _LEARN_FROM:
+        room -= len(text)
+    if not any(sample):
         raise DataError("tokenizer: there is no text to learn from")
     return sample
 

@@ -99,7 +99,7 @@ def build_tokenizer(
     """Learn a lossless tokenizer from text; `AutoTokenizer` loads it."""
     from nacre import config, tables
     from nacre import tokenizer as tokenizers
-    from nacre.data import corpus
+    from nacre.data import corpus, sample
     from nacre.growth.plan import Data, Tokenizer
     from nacre.terminal import Display
     from nacre.train import files
@@ -109,10 +109,9 @@ def build_tokenizer(
     source = config.validate(Data, {"sources": data or ["default"], "errors": errors}, where="data")
     if out.exists() and any(out.iterdir()):
         raise ConfigError(Problem("--out", f"{out} is not empty", "name a new folder"))
-    documents = corpus.read(source.sources, errors=source.errors)
-    texts = (document.text for document in documents)
     with Display(screen) as display:
         display.phase("Tokenizer", corpus.check(source.sources).total_bytes)
+        texts = sample(source.sources, errors=source.errors)
         tokenizer = tokenizers.build(
             texts, options.size, alphabet=options.alphabet, progress=display.advance
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nacre.data.corpus import DEFAULT, Document, Inventory, check, read
 from nacre.data.loader import Loader, LoaderState, validation_batches
+from nacre.data.sampling import sample
 from nacre.data.shards import TokenStore, tokenize
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "TokenStore",
     "check",
     "read",
+    "sample",
     "tokenize",
     "validation_batches",
 ]

@@ -60,9 +60,14 @@ Part: TypeAlias = File | DataSet | Default
 
 @dataclass(frozen=True)
 class Inventory:
-    """What `check` found: what there is to read, in reading order."""
+    """What `check` found: what there is to read of each source, in reading order."""
 
-    parts: tuple[Part, ...]
+    by_source: tuple[tuple[Part, ...], ...]
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What there is to read."""
+        return tuple(part for parts in self.by_source for part in parts)
 
     @property
     def files(self) -> tuple[File, ...]:
@@ -99,23 +104,23 @@ def check(sources: Sequence[str]) -> Inventory:
     installed.
     """
     problems: list[str] = []
-    parts: list[Part] = []
+    found: list[tuple[Part, ...]] = []
     if not sources:
         problems.append("no source is given: name files, folders, globs, URLs, hf:NAME or default")
     for source in sources:
         try:
             if source == DEFAULT:
-                parts.append(Default())
+                found.append((Default(),))
             elif source.startswith("hf:") and not is_url(source):
-                parts.append(DataSet.parse(source))
+                found.append((DataSet.parse(source),))
             else:
-                parts += find(source, formats.is_readable, formats.READABLE)
+                found.append(tuple(find(source, formats.is_readable, formats.READABLE)))
         except DataError as error:
             problems.append(str(error))
-    for part in parts:
+    inventory = Inventory(tuple(found))
+    for file in inventory.files:
         try:
-            if isinstance(part, File):
-                formats.check_file(part)
+            formats.check_file(file)
         except DataError as error:
             problems.append(str(error))
     if problems:
@@ -125,7 +130,7 @@ def check(sources: Sequence[str]) -> Inventory:
         raise DataError(
             shown[0] if len(problems) == 1 else "\n  - ".join(["the data has problems", *shown])
         )
-    return Inventory(tuple(parts))
+    return inventory
 
 
 def read(sources: Sequence[str], *, errors: Errors = "strict") -> Iterator[Document]:

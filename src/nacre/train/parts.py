@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from nacre import tokenizer as tokenizers
 from nacre.data import corpus
 from nacre.data.loader import Loader
+from nacre.data.sampling import sample
 from nacre.data.shards import TokenStore, tokenize
 from nacre.errors import ConfigError, FingerprintError, Problem
 from nacre.growth import ledger
@@ -85,12 +86,8 @@ def make_tokenizer(
     else:
         observer.phase("Tokenizer", None)
         everything = dict.fromkeys(s for sources in source_sets(plan) for s in sources)
-        documents = corpus.read(tuple(everything), errors=plan.data.errors)
-        tokenizer = tokenizers.build(
-            (document.text for document in documents),
-            plan.tokenizer.size,
-            alphabet=plan.tokenizer.alphabet,
-        )
+        texts = sample(tuple(everything), errors=plan.data.errors)
+        tokenizer = tokenizers.build(texts, plan.tokenizer.size, alphabet=plan.tokenizer.alphabet)
     tokenizers.end_of_document(tokenizer)
     with files.new_folder(target) as partial:
         tokenizer.save_pretrained(partial)
