@@ -127,6 +127,21 @@ def test_scores_are_those_of_every_model_by_hand(made: Place, tmp_path: Path) ->
     assert row["best"] == "ru"
 
 
+def test_every_model_is_scored_on_the_device_that_evaluation_uses(
+    made: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices: list[str] = []
+
+    def score(model: Any, _: Any, texts: list[str], **options: Any) -> list[Any]:
+        devices.append(model.device.type)
+        return [language.DocumentScore(1.0, 1, len(text)) for text in texts]
+
+    monkeypatch.setattr(language, "score", score)
+    monkeypatch.setattr(composition, "default_device", lambda: torch.device("meta"))
+    compared(made, tmp_path / "out")
+    assert devices == ["meta"] * 3
+
+
 def test_a_composition_that_is_worse_is_called_so(made: Place, tmp_path: Path) -> None:
     """The mean of the logits of one that knows a text and one that does not."""
     out = tmp_path / "out"

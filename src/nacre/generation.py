@@ -28,7 +28,6 @@ from nacre import tokenizer as tokenizers
 from nacre.errors import CheckpointError, ConfigError, Problem
 from nacre.models import stock
 from nacre.train import checkpoint, files
-from nacre.train.device import default_device
 
 NEW_TOKENS = 100
 COLORS = ("cyan", "magenta", "yellow", "green", "blue", "red")
@@ -93,8 +92,7 @@ def generate(path: str | Path, prompt: str, sampling: Sampling | None = None) ->
     sampling = sampling or Sampling()
     options = sampling.options()
     folder = checkpoint.newest(path)
-    model: Any = composition.load_any(folder).eval()
-    model.to(default_device())
+    model = composition.load_on_device(folder)
     tokenizer = tokenizers.load(folder)
     inputs, options["max_new_tokens"] = encode(prompt, tokenizer, model, sampling.max_new_tokens)
     return _stream(model, tokenizer, inputs, options, sampling.seed)
@@ -130,8 +128,7 @@ def trace(path: str | Path, prompt: str, sampling: Sampling | None = None) -> li
     if composition.read_record(path)["mix"]["name"] == "adapter":
         message = f"{path} is mixed by an adapter, which has no weights for each expert"
         raise ConfigError(Problem("--weights-trace", message, "use another rule"))
-    model: Any = composition.load(path)
-    model.to(default_device())
+    model: Any = composition.load_on_device(path)
     tokenizer = tokenizers.load(path)
     ids_BT, options["max_new_tokens"] = encode(prompt, tokenizer, model, sampling.max_new_tokens)
     set_seed(sampling.seed)

@@ -29,6 +29,7 @@ from nacre.models.composed_folder import local_folder
 from nacre.models.rules import RULES, TRAINED, Rule
 from nacre.models.trained import check as check_size
 from nacre.train import checkpoint, files, foreign
+from nacre.train.device import default_device
 from nacre.train.observer import Observer
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "is_composition",
     "load",
     "load_any",
+    "load_on_device",
     "make",
     "remove",
     "summary",
@@ -287,6 +289,12 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> ComposedForC
 def load_any(folder: str | Path) -> PreTrainedModel:
     """Load a composition, a stage or any Hugging Face causal LM in fp32; raise as each does."""
     return load(folder) if is_composition(folder) else checkpoint.load_model(folder)
+
+
+def load_on_device(folder: str | Path) -> PreTrainedModel:
+    """Load as `load_any`, ready to be read with, on `device.default_device`."""
+    model: Any = load_any(folder).eval()
+    return model.to(default_device())
 
 
 def _rule_problems(mix: str, options: Mapping[str, Any], experts: int) -> list[Problem]:

@@ -7,12 +7,9 @@ difference between two numbers of a row is the model.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from transformers import PreTrainedModel
 
 from nacre import composition
 from nacre import tokenizer as tokenizers
@@ -22,7 +19,7 @@ from nacre.composition.expert import RECORD
 from nacre.evaluate import language
 from nacre.evaluate.language import DocumentScore, EvalDocument
 from nacre.evaluate.scores import RESAMPLES
-from nacre.train import checkpoint, files
+from nacre.train import files
 from nacre.train.observer import Observer
 
 SMALL = 0.0005
@@ -48,16 +45,15 @@ def compare(
     context = min(record["context"], language.LONGEST)
     settings = {"context": context, "stride": max(1, context // 2)}
 
-    def scored(what: str, load: Callable[[], PreTrainedModel]) -> list[DocumentScore]:
+    def scored(what: str, place: Path) -> list[DocumentScore]:
         watch.phase(f"Score {what}", tokens)
         gc.collect()  # models refer to themselves: the one before would stay
-        return language.score(load(), tokenizer, texts, progress=watch.advance, **settings)
+        model = composition.load_on_device(place)
+        return language.score(model, tokenizer, texts, progress=watch.advance, **settings)
 
-    composed = scored("the composition", partial(composition.load, folder))
+    composed = scored("the composition", folder)
     experts = {
-        expert["name"]: scored(
-            f"expert {expert['name']}", partial(checkpoint.load_model, folder / expert["path"])
-        )
+        expert["name"]: scored(f"expert {expert['name']}", folder / expert["path"])
         for expert in record["experts"]
     }
     for name, scores in experts.items():

@@ -18,7 +18,6 @@ from nacre.evaluate import results
 from nacre.evaluate.tasks import Options, Subject, Task, prepare
 from nacre.folders import PLAN, STAGE
 from nacre.train import checkpoint
-from nacre.train.device import default_device
 from nacre.train.files import read_record, stages
 from nacre.train.interruption import memory_advice
 from nacre.train.observer import Observer
@@ -169,8 +168,7 @@ def _results(
             with memory_advice(where):
                 if subject is None:
                     gc.collect()  # models refer to themselves: the one before would stay
-                    model: Any = composition.load_any(target.folder)
-                    model.to(default_device())
+                    model = composition.load_on_device(target.folder)
                     subject = Subject(model, target.tokenizer, where, watch)
                 scores = task.run(subject, identity["settings"])
             records = results.records(scores, target.folder, identity)
