@@ -17,13 +17,13 @@ import pytest
 import torch
 from conftest import WITHOUT_NACRE, Build, Command
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 import nacre
 from nacre import composition, generation
 from nacre import tokenizer as tokenizers
 from nacre.composition.card import FORMULAS
-from nacre.composition.expert import Expert
+from nacre.composition.expert import Expert, read_experts
 from nacre.errors import CheckpointError, ConfigError, FingerprintError, NacreError
 from nacre.growth import ledger
 from nacre.growth import plan as plans
@@ -157,6 +157,26 @@ def test_folders_that_are_no_experts(place: Place, tmp_path: Path) -> None:
     assert text == (
         f"{place.other}: holds no weights in safetensors; save it again with safe serialization"
     )
+
+
+def test_tokenizers_without_a_definition_must_agree_too(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        config = GPT2Config(
+            vocab_size=4, n_embd=8, n_head=2, n_layer=1, bos_token_id=0, eos_token_id=0
+        )
+        config.save_pretrained(tmp_path / name)
+        (tmp_path / name / "model.safetensors").touch()
+        ids = {"<|endoftext|>": 0, name: 1, "c": 2, f"{name}c": 3}
+        (tmp_path / name / "vocab.json").write_text(json.dumps(ids))
+        (tmp_path / name / "merges.txt").write_text(f"#version: 0.2\n{name} c\n")
+    a, b = tmp_path / "a", tmp_path / "b"
+    with pytest.raises(FingerprintError) as caught:
+        nacre.compose([a, b], tmp_path / "out")
+    assert f"the tokenizer of {b} does not match" in str(caught.value)
+    shutil.copy(a / "vocab.json", b)
+    shutil.copy(a / "merges.txt", b)
+    first, second = read_experts([a, b], None)
+    assert first.tokenizer == second.tokenizer == tokenizers.fingerprint(tokenizers.load(a))
 
 
 def test_tokenizers_must_agree_with_each_other_and_with_the_record(

@@ -21,6 +21,7 @@ from nacre import tokenizer as tokenizers
 from nacre.errors import CheckpointError, ConfigError, FingerprintError, Problem, one_line
 from nacre.growth import ledger
 from nacre.models import stock
+from nacre.tokenizer_files import DEFINITION
 from nacre.train import checkpoint, files, foreign
 from nacre.untrusted import is_path
 
@@ -147,9 +148,12 @@ def _check_names(names: Sequence[str], experts: int, taken: Sequence[str]) -> No
 
 
 def _tokenizer(folder: Path, known: dict[bytes, str]) -> str:
-    """Return the fingerprint of a folder's tokenizer; files that are equal are read once."""
-    paths = [folder / "tokenizer.json", folder / "tokenizer_config.json"]
-    content = b"\0".join(file.read_bytes() if file.is_file() else b"" for file in paths)
+    """Return the fingerprint of a folder's tokenizer; definitions that are equal are read once."""
+    definition, settings = folder / DEFINITION, folder / "tokenizer_config.json"
+    if not definition.is_file():  # it is made from other files: vocab.json, tokenizer.model
+        return tokenizers.fingerprint(tokenizers.load(folder))
+    content = definition.read_bytes() + b"\0"
+    content += settings.read_bytes() if settings.is_file() else b""
     if content not in known:
         known[content] = tokenizers.fingerprint(tokenizers.load(folder))
     return known[content]
