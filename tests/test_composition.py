@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -632,6 +633,29 @@ def test_a_trace_follows_the_posterior(place: Place, tmp_path: Path) -> None:
         read = len(prompt) + index - 2
         shares = torch.stack([scores[0][read], scores[1][read]]).softmax(0)
         assert entry["weights"]["a"] == pytest.approx(shares[0].item(), abs=1e-5)
+
+
+def test_an_abandoned_generation_ends(grown: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    load: Any = composition.load_on_device
+    steps: list[float] = []
+
+    def wait(*_: Any) -> None:
+        steps.append(time.time())
+        time.sleep(0.1)
+
+    def slow(folder: Path) -> Any:
+        model = load(folder)
+        model.register_forward_pre_hook(wait)
+        return model
+
+    monkeypatch.setattr(composition, "load_on_device", slow)
+    before = threading.active_count()
+    stream: Any = nacre.generate(grown.a, "Once", nacre.Sampling(max_new_tokens=20))
+    next(stream)
+    assert threading.active_count() == before + 1
+    stream.close()
+    assert threading.active_count() == before
+    assert len(steps) < 20
 
 
 def test_text_of_a_character_in_several_tokens_comes_with_its_last(grown: Place) -> None:

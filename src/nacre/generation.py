@@ -19,6 +19,8 @@ from rich.text import Text
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
     TextIteratorStreamer,
     set_seed,
 )
@@ -87,7 +89,7 @@ def generate(path: str | Path, prompt: str, sampling: Sampling | None = None) ->
 
     `path` is a stage, a run, any Hugging Face folder or a composition. Raises `ConfigError` for
     impossible options and `CheckpointError` for a path without a model, both before anything is
-    yielded.
+    yielded. To close the iterator ends the generation.
     """
     sampling = sampling or Sampling()
     options = sampling.options()
@@ -232,6 +234,7 @@ def _stream(
         skip_special_tokens=True,
     )
     failure: list[BaseException] = []
+    abandoned = threading.Event()
 
     def work() -> None:
         try:
@@ -240,6 +243,7 @@ def _stream(
                 inputs=ids_BT,
                 attention_mask=torch.ones_like(ids_BT),
                 streamer=streamer,
+                stopping_criteria=StoppingCriteriaList([_StopAt(abandoned)]),
                 **options,
             )
         except BaseException as error:
@@ -248,7 +252,22 @@ def _stream(
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    yield from streamer
-    thread.join()
+    try:
+        yield from streamer
+    finally:
+        abandoned.set()
+        thread.join()
     if failure:
         raise failure[0]
+
+
+class _StopAt(StoppingCriteria):
+    """Ends a generation before its next token once an event is set."""
+
+    def __init__(self, event: threading.Event) -> None:
+        self.event = event
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.BoolTensor:
+        return torch.full(  # pyright: ignore[reportReturnType]
+            input_ids.shape[:1], self.event.is_set(), dtype=torch.bool, device=input_ids.device
+        )
