@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fuzz"))
 
 EVERY_SECONDS = 20
 BATCH = 200
-PACKAGES = ("nacre", "torch", "transformers", "tokenizers", "safetensors", "pydantic", "pyyaml")
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "pydantic", "pyyaml")
 
 
 def main() -> None:
@@ -96,7 +96,10 @@ def campaign(asked: argparse.Namespace, root: Path) -> None:
 def report(
     found: dict[str, Counter[str]], spent: dict[str, float], crashes: Counter[str], seconds: float
 ) -> None:
-    packages = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
+    import nacre
+
+    versions = [("nacre", nacre.__version__), *((n, metadata.version(n)) for n in PACKAGES)]
+    packages = ", ".join(f"{name} {version}" for name, version in versions)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, one used; {platform.system()}"
     print(f"command   python benchmarks/fuzz.py {' '.join(sys.argv[1:])}".rstrip())
     print(f"date      {time.strftime('%Y-%m-%d')}")

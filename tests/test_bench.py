@@ -250,7 +250,7 @@ def test_evaluation_asks_as_the_benchmarks_do_and_leaves_out_what_it_lacks(
     said: list[str] = []
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     assert list(evaluation.suite(dataclasses.replace(QUICK, say=said.append))) == []
-    assert said == ["left out: it needs pip install 'nacre[eval]'"]
+    assert said == ["left out: it needs lm-eval (in a clone of nacre: pip install -e '.[eval]')"]
 
 
 SHAPE = Shape(width=32, depth=3, top=1, vocabulary=512, tokens=128, context=32)

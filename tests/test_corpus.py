@@ -368,7 +368,10 @@ def test_missing_packages(tmp_path, monkeypatch, name, package):
     for module in [each for each in sys.modules if each.split(".")[0] == package]:
         monkeypatch.setitem(sys.modules, module, None)
     found = message(source, kind=ConfigError)
-    assert f"{name} needs the package {package} (pip install 'nacre[data]')" in found
+    assert (
+        f"{name} needs the package {package} (in a clone of nacre: pip install -e '.[data]')"
+        in found
+    )
 
 
 def sources_of(root: Path) -> list[str]:

@@ -351,7 +351,8 @@ def test_without_ray_one_message_says_what_to_install(
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError) as error:
         runner.run(read(a=f"{GROW} --out x"), tmp_path / "f")
-    assert str(error.value) == "fleet: needs the package ray (pip install 'nacre[fleet]')"
+    fix = "in a clone of nacre: pip install -e '.[fleet]'"
+    assert str(error.value) == f"fleet: needs the package ray ({fix})"
 
 
 @pytest.mark.parametrize(

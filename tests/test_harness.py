@@ -358,7 +358,7 @@ def test_without_lm_eval_there_is_one_message(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    message = "benchmarks: need the package lm_eval (pip install 'nacre[eval]')"
+    message = "benchmarks: need the package lm_eval (in a clone of nacre: pip install -e '.[eval]')"
     assert refused(ConfigError, lambda: run(folder, "blimp")) == message
 
 

@@ -160,4 +160,5 @@ def test_what_is_no_task_gets_the_nearest_one(monkeypatch: pytest.MonkeyPatch) -
     assert refused("squid").endswith("brackets, modular; `lm-eval ls tasks` lists lm-eval's)")
     monkeypatch.setattr(registry, "folder", FOLDER)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    assert refused("squid").endswith("modular; lm-eval's own need pip install 'nacre[eval]')")
+    fix = "in a clone of nacre: pip install -e '.[eval]'"
+    assert refused("squid").endswith("modular; for lm-eval's own, " + fix + ")")

@@ -52,5 +52,5 @@ def test_without_sacrebleu_there_is_one_message(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ConfigError) as caught:
         translation.metrics("en")
     assert str(caught.value) == (
-        "translations: need the package sacrebleu (pip install 'nacre[eval]')"
+        "translations: need the package sacrebleu (in a clone of nacre: pip install -e '.[eval]')"
     )

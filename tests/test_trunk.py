@@ -141,7 +141,9 @@ def test_missing_torchao_is_one_line(pico: Build, monkeypatch: pytest.MonkeyPatc
     (problem,) = caught.value.problems
     assert problem.field == "trunk.weights"
     assert "int8 needs torchao, which is not installed" in str(caught.value)
-    assert "pip install 'nacre[quantize]', or trunk.weights: auto" in str(caught.value)
+    assert "in a clone of nacre: pip install -e '.[quantize]', or trunk.weights: auto" in str(
+        caught.value
+    )
     with pytest.raises(ConfigError, match="fp8 needs torchao"):
         trunk.reduce_precision(pico("llama"), 1, torch.float32, "fp8")
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+
+import nacre
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,6 +40,13 @@ def test_everything_is_in_it_and_nothing_else(wheel: Path) -> None:
     assert "nacre/recipes/tiny.yaml" in recipes
     assert {name for name in names if ".dist-info/" not in name} == source | recipes
     assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_its_name_is_not_that_of_another_project_on_pypi(wheel: Path) -> None:
+    """The version that is recorded comes from the code: no name has to be looked up."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert project["version"] == nacre.__version__
+    assert wheel.name.startswith(f"nacre_lm-{nacre.__version__}-")
 
 
 def test_it_works_alone(wheel: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def lowest(extras: list[str]) -> dict[str, str]:
         listed += project["optional-dependencies"][extra]
     found: dict[str, str] = {}
     for requirement in map(Requirement, listed):
-        if requirement.name == "nacre":
+        if requirement.name == project["name"]:
             found |= lowest(sorted(requirement.extras))
             continue
         bounds = [spec.version for spec in requirement.specifier if spec.operator == ">="]

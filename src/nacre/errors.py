@@ -32,6 +32,11 @@ class Problem:
         return f"{self.field}: {self.message}" + (f" ({self.fix})" if self.fix else "")
 
 
+def clone_install(extra: str) -> str:
+    """Return how an extra is installed: nacre is on no index, and PyPI's `nacre` is another's."""
+    return f"in a clone of nacre: pip install -e '.[{extra}]'"
+
+
 class ConfigError(NacreError):
     """A plan, an option or a combination of them that cannot work; lists every problem at once."""
 

@@ -16,6 +16,7 @@ from typing import Any
 from nacre import tokenizer as tokenizers
 from nacre.bench.measure import Effort, Row, Target, compare
 from nacre.bench.text import english
+from nacre.errors import clone_install
 from nacre.evaluate.benchmarks import Item
 from nacre.evaluate.harness import FORMS
 from nacre.growth.stage import drawing
@@ -64,7 +65,7 @@ def suite(effort: Effort) -> Iterator[Row]:
     Both read at most 64 requests at once. The note says how far their log-likelihoods are apart.
     """
     if find_spec("lm_eval") is None:
-        effort.say("left out: it needs pip install 'nacre[eval]'")
+        effort.say(f"left out: it needs lm-eval ({clone_install('eval')})")
         return
     from nacre.evaluate.likelihood import HFLM, Likelihood, quiet
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO, TypeAlias
 
 from nacre.data.files import File, suffixes
-from nacre.errors import ConfigError, DataError, Problem
+from nacre.errors import ConfigError, DataError, Problem, clone_install
 
 Advance: TypeAlias = Callable[[int], object]
 """Receives how many bytes of the sources were read since its last call."""
@@ -18,9 +18,9 @@ _SLICES = 64, 4096  # bytes of zstandard decompressed at a time: they may grow t
 
 
 def missing_extra(source: object, package: str) -> ConfigError:
-    """Return the error for a source that needs a package of the extra `nacre[data]`."""
+    """Return the error for a source that needs a package of the extra `data`."""
     return ConfigError(
-        Problem("data", f"{source} needs the package {package}", "pip install 'nacre[data]'")
+        Problem("data", f"{source} needs the package {package}", clone_install("data"))
     )
 
 

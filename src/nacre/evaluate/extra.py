@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 
-from nacre.errors import ConfigError, Problem
+from nacre.errors import ConfigError, Problem, clone_install
 
 
 def require(package: str, what: str) -> None:
     """Raise ConfigError where a package is not installed; `what` (plural) needs it."""
     if importlib.util.find_spec(package) is None:
-        raise ConfigError(Problem(what, f"need the package {package}", "pip install 'nacre[eval]'"))
+        raise ConfigError(Problem(what, f"need the package {package}", clone_install("eval")))

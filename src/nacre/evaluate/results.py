@@ -13,12 +13,12 @@ import reprlib
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+import nacre
 from nacre.atomic import write_text
 from nacre.errors import CheckpointError
 from nacre.evaluate.scores import Score
@@ -104,7 +104,7 @@ def records(
     about = {
         "checkpoint": str(folder),
         **identity,
-        "nacre": metadata.version("nacre"),
+        "nacre": nacre.__version__,
         "commit": commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }

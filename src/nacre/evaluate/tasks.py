@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from nacre import tokenizer as tokenizers
-from nacre.errors import ConfigError, DataError, Problem, nearest
+from nacre.errors import ConfigError, DataError, Problem, clone_install, nearest
 from nacre.evaluate import (
     benchmarks,
     continuations,
@@ -361,7 +361,7 @@ def _hint(name: str, known: Iterable[str]) -> str:
     others = registry.names()
     more = (
         "`lm-eval ls tasks` lists lm-eval's" if others
-        else "lm-eval's own need pip install 'nacre[eval]'"
+        else f"for lm-eval's own, {clone_install('eval')}"
     )  # fmt: skip
     return nearest(name, own) or nearest(name, others) or f"there are: {', '.join(own)}; {more}"
 

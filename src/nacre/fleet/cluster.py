@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nacre
-from nacre.errors import ConfigError, Problem
+from nacre.errors import ConfigError, Problem, clone_install
 from nacre.fleet.records import JOB, LOG, add_attempt, last_line
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def connected(address: str | None, said: Path) -> Iterator[Any]:
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError:
-        problem = Problem("fleet", "needs the package ray", "pip install 'nacre[fleet]'")
+        problem = Problem("fleet", "needs the package ray", clone_install("fleet"))
         raise ConfigError(problem) from None
     local = {"address": "local", "include_dashboard": False, "object_store_memory": 100 * 2**20}
     with said.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):

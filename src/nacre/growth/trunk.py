@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from nacre.errors import ConfigError, Problem
+from nacre.errors import ConfigError, Problem, clone_install
 from nacre.growth import ledger
 from nacre.models import stock
 
@@ -88,7 +88,7 @@ def require_torchao(weights: Weights) -> None:
     """Raise `ConfigError` if the plan wants 8-bit weights and torchao is missing."""
     if weights != "auto" and find_spec("torchao") is None:
         message = f"{weights} needs torchao, which is not installed"
-        fix = "pip install 'nacre[quantize]', or trunk.weights: auto"
+        fix = f"{clone_install('quantize')}, or trunk.weights: auto"
         raise ConfigError(Problem("trunk.weights", message, fix))
 
 

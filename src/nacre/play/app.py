@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from nacre.errors import ConfigError, Problem
+from nacre.errors import ConfigError, Problem, clone_install
 from nacre.play.given import Given
 from nacre.play.guard import LOOPBACK, Guard
 from nacre.play.shown import Shown
@@ -39,8 +39,7 @@ def require_gradio() -> None:
     """Raise `ConfigError` where Gradio is not installed."""
     if find_spec("gradio") is None or find_spec("uvicorn") is None:
         message = "needs Gradio, which is not installed"
-        fix = "pip install 'nacre[play]', in a clone of it: pip install -e '.[play]'"
-        raise ConfigError(Problem("nacre play", message, fix))
+        raise ConfigError(Problem("nacre play", message, clone_install("play")))
 
 
 def application(given: Given, *, token: str = "", loopback: bool = True) -> Guard:

@@ -18,6 +18,7 @@ import torch
 from filelock import FileLock, Timeout
 from transformers import PreTrainedConfig
 
+import nacre
 from nacre import config, processes
 from nacre.errors import ConfigError, FingerprintError, Problem
 from nacre.folders import LOCK, PLAN, RUN
@@ -238,8 +239,8 @@ def _files(out: Path) -> Iterator[tuple[Path, os.stat_result]]:
 
 def versions() -> dict[str, str]:
     """Return the versions of nacre and of the packages that decide what a run computes."""
-    names = ["nacre", "torch", "transformers", "accelerate", "peft", "tokenizers", "safetensors"]
-    return {name: metadata.version(name) for name in names}
+    names = ["torch", "transformers", "accelerate", "peft", "tokenizers", "safetensors"]
+    return {"nacre": nacre.__version__} | {name: metadata.version(name) for name in names}
 
 
 def start_record(
