@@ -184,6 +184,8 @@ def test_plan_table_and_json(command: Command) -> None:
     assert code == 0
     assert "104.9M" in out
     assert "12,592,128" in out
+    said = " ".join(out.split())
+    assert "of disk at most. Not in it: the tokens of all text of the sources, 2 or 4" in said
     _, out, _ = command("plan", "paper-9x3-glyph", "--json")
     assert json.loads(out)["stages"][0]["active_parameters"] == 104_887_296
 

@@ -14,6 +14,7 @@ from conftest import WITHOUT_NACRE
 from safetensors import safe_open
 
 from nacre import tokenizer as tokenizers
+from nacre.data import corpus
 from nacre.errors import CheckpointError, ConfigError, FingerprintError
 from nacre.folders import METRICS
 from nacre.growth import budget, ledger
@@ -23,6 +24,7 @@ from nacre.train.grow import grow
 from nacre.train.hooks import gains
 from nacre.train.metrics import read_metrics
 from nacre.train.observer import Observer
+from nacre.train.parts import make_parts
 
 MEASURED = ("tokens_per_second", "peak_memory_bytes")  # of a step: another value every time
 PROGRAM = (
@@ -138,6 +140,41 @@ def test_lora_is_merged_with_a_certificate(run: Path) -> None:
     assert lora["merge"]["largest_logit_difference"] < 1e-4
     assert abs(lora["merge"]["loss_difference"]) < 1e-5
     assert records(run)[0]["lora"] is None
+
+
+def test_text_that_falls_to_bytes_is_said_once_with_the_fix(tmp_path: Path) -> None:
+    class Watch(Observer):
+        def __init__(self) -> None:
+            self.warnings: list[str] = []
+
+        def warn(self, text: str) -> None:
+            self.warnings.append(text)
+
+    english, russian = tmp_path / "en.txt", tmp_path / "ru.txt"
+    english.write_text("It was the best of times, it was the worst of times.\n" * 200, "utf-8")
+    russian.write_text("Это было лучшее изо всех времён, худшее из времён.\n" * 200, "utf-8")
+    for name, texts in {"narrow": [english], "both": [english, russian]}.items():
+        read = (document.text for document in corpus.read([str(text) for text in texts]))
+        tokenizers.build(read, 512).save_pretrained(tmp_path / name)
+    said = {}
+    for name in ("narrow", "both"):
+        data = {
+            "tokenizer": {"path": str(tmp_path / name)},
+            "model": {"width": 32, "heads": 2, "context": 32},
+            "training": {"batch_tokens": 256},
+            "stages": [
+                {"add_blocks": 1, "tokens": 512, "sources": [str(english)]},
+                {"add_blocks": 1, "tokens": 512, "sources": [str(russian)]},
+            ],
+        }
+        watch = Watch()
+        make_parts(plans.parse(data), tmp_path / f"run-{name}", watch)
+        said[name] = watch.warnings
+    assert said["both"] == []
+    (warning,) = said["narrow"]
+    assert warning.startswith(f"{russian} takes 0.9")
+    assert "nacre tokenizer build --data ONE --data OTHER" in warning
+    assert "--tokenizer tokenizer" in warning
 
 
 def test_lineage(run: Path) -> None:

@@ -422,6 +422,8 @@ def test_every_recipe_is_a_plan_without_dead_options(name: str) -> None:
     plan = plans.load(name)
     assert plan.name == name
     assert plans.warnings(plan) == []
+    read = {s for sources in (plan.data, *plan.stages) for s in sources.sources or ()}
+    assert all("@" in source for source in read if source.startswith("hf:")), "a part, not all"
 
 
 def test_paper_recipes_say_what_the_papers_say() -> None:

@@ -75,6 +75,8 @@ def plan(
     total = sum(cost.flops for cost in costs)
     disk = size(budget.disk_needed(costs))
     out.print(f"{total:.2e} FLOPs in all, about {disk} of disk at most.", highlight=False)
+    note = "Not in it: the tokens of all text of the sources, 2 or 4 bytes each, and as much again"
+    out.print(f"{note} while they are made.", highlight=False)
     out.print(f"One block has {costs[0].block_parameters:,} parameters.", highlight=False)
     if chosen.model.family == "gpt_neox":
         note = "The papers also count one LM-head bias a token; the stock class has none."

@@ -20,6 +20,9 @@ from nacre.substrate import Substrate, check_recipe
 from nacre.train import checkpoint, files, folder
 from nacre.train.observer import Observer
 
+TOKENS_A_BYTE = 0.8
+"""A text that needs more of a tokenizer that is given falls to its bytes."""
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -65,8 +68,22 @@ def make_parts(plan: Plan, out: Path, observer: Observer) -> Parts:
             progress=observer.advance,
         )
         Loader(store, "train", context=plan.model.context, batch_size=1, seed=plan.seed)
+        if plan.tokenizer.path is not None or plan.start_from is not None:
+            warn_of_bytes(sources, store, observer)
     fingerprints["corpora"] = {" ".join(key): store.fingerprint for key, store in stores.items()}
     return Parts(tokenizer, stores, substrate, fingerprints, base)
+
+
+def warn_of_bytes(sources: tuple[str, ...], store: TokenStore, observer: Observer) -> None:
+    """Say so where a tokenizer that was learned from other text knows little of this one."""
+    counts = store.counts.values()
+    rate = sum(each.tokens for each in counts) / max(1, sum(each.bytes for each in counts))
+    if rate > TOKENS_A_BYTE:
+        observer.warn(
+            f"{', '.join(sources)} takes {rate:.2f} tokens a byte: the tokenizer knows little of "
+            "it but its bytes. Learn one from all your texts first (nacre tokenizer build --data "
+            "ONE --data OTHER --out tokenizer) and grow every model with --tokenizer tokenizer"
+        )
 
 
 def make_tokenizer(
