@@ -172,7 +172,7 @@ def test_text_that_falls_to_bytes_is_said_once_with_the_fix(tmp_path: Path) -> N
         said[name] = watch.warnings
     assert said["both"] == []
     (warning,) = said["narrow"]
-    assert warning.startswith(f"{russian} takes 0.9")
+    assert warning.startswith(f"{russian} takes 1.00 tokens a byte: ")
     assert "nacre tokenizer build --data ONE --data OTHER" in warning
     assert "--tokenizer tokenizer" in warning
 
