@@ -422,9 +422,12 @@ def test_checkpoints_that_are_none(mine: Path, tmp_path: Path, pico: Build) -> N
 
 def test_a_stage_with_another_tokenizer(mine: Path) -> None:
     stage = mine / "stages" / "01"
+    before = tokenizers.fingerprint(tokenizers.load(stage))
     tokenizers.build(["another text"], 600).save_pretrained(stage)
-    assert refused(FingerprintError, [stage], ["copy"]).startswith(
-        f"the tokenizer in {stage} does not match: expected "
+    found = tokenizers.fingerprint(tokenizers.load(stage))
+    assert refused(FingerprintError, [stage], ["copy"]) == (
+        f"the tokenizer in {stage} does not match: expected {before[:12]} (stage.json), found "
+        f"{found[:12]} (restore the tokenizer's files in {stage})"
     )
 
 

@@ -70,7 +70,7 @@ def _problems(path: Path, out: Path, target: str, converter: str | Path | None) 
     if composition.is_composition(path):
         fix = "export its experts one by one; --bundle makes a folder that loads without nacre"
         problems.append(Problem("CKPT", f"{path} is a composition", fix))
-    elif not any(path.glob("*.safetensors")):
+    elif not checkpoint.has_weights(path):
         fix = "name a stage, a run or a Hugging Face folder"
         problems.append(Problem("CKPT", f"{path} holds no weights in safetensors", fix))
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):

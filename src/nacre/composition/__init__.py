@@ -21,9 +21,10 @@ from nacre.composition import schema
 from nacre.composition import tuning as training
 from nacre.composition.card import sharing
 from nacre.composition.expert import RECORD, Expert, is_composition
-from nacre.composition.folder import configuration, file_hash, write
+from nacre.composition.folder import configuration, write
 from nacre.composition.tuning import Trained, Tuning
 from nacre.errors import CheckpointError, ConfigError, FingerprintError, Problem, nearest
+from nacre.growth import ledger
 from nacre.models.composed import TRAINED_FILE, ComposedConfig, ComposedForCausalLM
 from nacre.models.composed_folder import local_folder
 from nacre.models.rules import RULES, TRAINED, Rule
@@ -254,7 +255,7 @@ def verify(folder: Path, leaving: str | None = None) -> dict[str, Any]:
         if not (folder / TRAINED_FILE).is_file():
             fix = "restore it, or compose and train again"
             raise CheckpointError(f"{folder}: {TRAINED_FILE} is missing; {fix}")
-        found = file_hash(folder / TRAINED_FILE)
+        found = ledger.file_hash(folder / TRAINED_FILE)
         if found != trained["sha256"]:
             fix = "restore it, or compose and train again"
             raise FingerprintError(

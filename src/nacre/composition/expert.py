@@ -95,15 +95,9 @@ def read_experts(
         config = checkpoint.load_config(folder)
         staged = (folder / files.RECORD).is_file()
         record = files.read_record(folder) if staged else {}
-        if not any(folder.glob("*.safetensors")):
-            fix = "save it again with safe serialization"
-            raise CheckpointError(f"{folder}: holds no weights in safetensors; {fix}")
+        checkpoint.check_has_weights(folder)
         tokenizer = _tokenizer(folder, fingerprints)
-        recorded = record.get("tokenizer", tokenizer)
-        if recorded != tokenizer:
-            fix = f"restore the tokenizer's files in {folder}"
-            what = f"the tokenizer in {folder}"
-            raise FingerprintError(what, f"{recorded[:12]} (stage.json)", tokenizer[:12], fix)
+        checkpoint.check_tokenizer(folder, tokenizer)
         experts.append(Expert(name, folder, config, record, tokenizer))
     refuse_twins(experts)
     return experts

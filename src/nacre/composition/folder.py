@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Collection, Sequence
@@ -54,7 +53,7 @@ def write(
             file = partial / TRAINED_FILE
             save_file(dict(trained.tensors), file, metadata={"format": "pt"})
             shutil.copymode(partial / "config.json", file)
-            record["trained"] = trained.record | {"sha256": file_hash(file)}
+            record["trained"] = trained.record | {"sha256": ledger.file_hash(file)}
         special = {name: getattr(config, name) for name in SPECIAL}
         GenerationConfig(**special).save_pretrained(partial)
         tokenizers.load(experts[0].path).save_pretrained(partial)
@@ -103,12 +102,6 @@ def configuration(experts: Sequence[Expert], places: Sequence[str], rule: Rule) 
 def context(experts: Sequence[Expert]) -> int:
     """Return the most positions that all experts can read."""
     return min(expert.context or 0 for expert in experts)
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 (hex) of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from nacre import tokenizer as tokenizers
-from nacre.errors import CheckpointError
+from nacre.evaluate.scores import damaged
 from nacre.models import stock
 from nacre.train.observer import Observer
 
@@ -175,10 +175,7 @@ class _Numbers(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if scores.isnan().any():
-            raise CheckpointError(
-                f"{self.where} gives scores that are no numbers: it diverged in training or its "
-                "weights are damaged; make it again"
-            )
+            raise damaged(f"{self.where} gives scores that are no numbers")
         return scores
 
 

@@ -19,7 +19,7 @@ from nacre.errors import ConfigError, DataError, Problem
 from nacre.evaluate import benchmarks, language
 from nacre.evaluate.benchmarks import Benchmark, Item
 from nacre.evaluate.extra import require
-from nacre.evaluate.scores import Score, mean_interval
+from nacre.evaluate.scores import Score, bounded_exp, mean_interval
 from nacre.models import stock
 from nacre.train.observer import Observer
 
@@ -106,12 +106,8 @@ def _acc_greedy(items: Sequence[Item], found: Sequence[Answers]) -> Measured:
 
 def _perplexity(items: Sequence[Item], found: Sequence[Answers]) -> Measured:
     nats, interval, _ = _mean([-nats for ((nats, _),) in found])
-    bounds = None if interval is None else (_exp(interval[0]), _exp(interval[1]))
-    return _exp(nats), bounds, None
-
-
-def _exp(nats: float) -> float:
-    return math.exp(min(nats, 700.0))
+    bounds = None if interval is None else (bounded_exp(interval[0]), bounded_exp(interval[1]))
+    return bounded_exp(nats), bounds, None
 
 
 def _bits_per_byte(items: Sequence[Item], found: Sequence[Answers]) -> Measured:

@@ -19,8 +19,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from nacre import tokenizer as tokenizers
 from nacre.data import corpus
-from nacre.errors import CheckpointError, ConfigError, DataError, Problem
-from nacre.evaluate.scores import RESAMPLES, ratio_interval
+from nacre.errors import ConfigError, DataError, Problem
+from nacre.evaluate.scores import RESAMPLES, bounded_exp, damaged, ratio_interval
 from nacre.models import stock
 from nacre.models.mixing import log_likelihood
 
@@ -127,11 +127,7 @@ def perplexity(scores: Iterable[DocumentScore]) -> float:
     """Return the perplexity a token of documents taken together; nan if they have no tokens."""
     scores = list(scores)
     tokens = sum(score.tokens for score in scores)
-    return _exp(math.fsum(score.nats for score in scores) / tokens) if tokens else math.nan
-
-
-def _exp(nats: float) -> float:
-    return math.exp(min(nats, 700.0))
+    return bounded_exp(math.fsum(score.nats for score in scores) / tokens) if tokens else math.nan
 
 
 def check_finite(
@@ -140,10 +136,8 @@ def check_finite(
     """Raise CheckpointError if a score is no finite number; `what` names the model."""
     for document, found in zip(documents, scores, strict=True):
         if not math.isfinite(found.nats):
-            raise CheckpointError(
-                f"{what} gives no finite likelihood for {document.source} ({found.nats} nats): "
-                "it diverged in training or its weights are damaged; make it again"
-            )
+            whose = f"{document.source} ({found.nats} nats)"
+            raise damaged(f"{what} gives no finite likelihood for {whose}")
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
@@ -289,4 +283,4 @@ def perplexity_interval(
     nats_N = np.array([score.nats for score in scores])
     tokens_N = np.array([score.tokens for score in scores])
     found = ratio_interval(nats_N, tokens_N, resamples, seed)
-    return None if found is None else (_exp(found[0]), _exp(found[1]))
+    return None if found is None else (bounded_exp(found[0]), bounded_exp(found[1]))

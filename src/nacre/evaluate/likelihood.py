@@ -23,7 +23,8 @@ from lm_eval.models import huggingface
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from nacre import tokenizer as tokenizers
-from nacre.errors import CheckpointError, ConfigError, Problem
+from nacre.errors import ConfigError, Problem
+from nacre.evaluate.scores import damaged
 from nacre.train.observer import Observer
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
@@ -113,11 +114,8 @@ class Likelihood(HFLM):
             found = super()._loglikelihood_tokens([fitting[i] for i in asked], disable_tqdm=True)
             for index, (nats, greedy) in zip(asked, found, strict=True):
                 if not math.isfinite(nats):
-                    raise CheckpointError(
-                        f"{self.name} gives no finite likelihood for {_shown(fitting[index])} "
-                        f"({nats} nats): it diverged in training or its weights are damaged; make "
-                        "it again"
-                    )
+                    whose = f"{_shown(fitting[index])} ({nats} nats)"
+                    raise damaged(f"{self.name} gives no finite likelihood for {whose}")
                 answers[index] = nats, greedy
             if self.progress:
                 self.progress(asked)

@@ -26,8 +26,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nacre import tokenizer as tokenizers
-from nacre.errors import CheckpointError, ConfigError, Problem, nearest
-from nacre.evaluate.scores import Score, mean_interval
+from nacre.errors import ConfigError, Problem, nearest
+from nacre.evaluate.scores import Score, damaged, mean_interval
 
 EXAMPLES = 1000
 HELD_OUT = 8  # one core of so many is kept for evaluation
@@ -322,8 +322,7 @@ def score(
         logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
         logits_BC = logits_BTV[:, -1].gather(1, choices_BC)
         if logits_BC.isnan().any():
-            fix = "it diverged in training or its weights are damaged; make it again"
-            raise CheckpointError(f"{where} gives no likelihood for {name} (nan): {fix}")
+            raise damaged(f"{where} gives no likelihood for {name} (nan)")
         for example, pick in zip(batch, logits_BC.argmax(1).tolist(), strict=True):
             right.append(float(example.candidates[pick] == example.answer))
         if progress:

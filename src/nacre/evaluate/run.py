@@ -13,12 +13,12 @@ from transformers import PreTrainedTokenizerBase
 
 from nacre import composition, hub
 from nacre import tokenizer as tokenizers
-from nacre.errors import CheckpointError, ConfigError, FingerprintError, Problem
+from nacre.errors import ConfigError, Problem
 from nacre.evaluate import results
 from nacre.evaluate.tasks import Options, Subject, Task, prepare
-from nacre.folders import PLAN, STAGE
+from nacre.folders import PLAN
 from nacre.train import checkpoint
-from nacre.train.files import read_record, stages
+from nacre.train.files import stages
 from nacre.train.interruption import memory_advice
 from nacre.train.observer import Observer
 
@@ -107,12 +107,10 @@ def _folders(checkpoints: Sequence[str | Path]) -> list[Path]:
 def _target(folder: Path, tasks: Sequence[Task], out: Path | None) -> Target:
     """Read what is known of a checkpoint without its weights, and check every task with it."""
     config = checkpoint.load_config(folder)
-    if not composition.is_composition(folder) and not any(folder.glob("*.safetensors")):
-        fix = "save it again with safe serialization"
-        raise CheckpointError(f"{folder}: holds no weights in safetensors; {fix}")
+    if not composition.is_composition(folder):
+        checkpoint.check_has_weights(folder)
     tokenizer = tokenizers.load(folder)
-    if (folder / STAGE).is_file():
-        _check_tokenizer(folder, tokenizer)
+    checkpoint.check_tokenizer(folder, tokenizers.fingerprint(tokenizer))
     fingerprint = results.fingerprint(folder)
     problems: list[Problem] = []
     identities: list[dict[str, Any]] = []
@@ -127,14 +125,6 @@ def _target(folder: Path, tasks: Sequence[Task], out: Path | None) -> Target:
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)), str(folder))
     return Target(folder, tokenizer, out or results.home(folder), tuple(identities))
-
-
-def _check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    found = tokenizers.fingerprint(tokenizer)
-    recorded = read_record(folder).get("tokenizer", found)
-    if recorded != found:
-        fix = f"restore the tokenizer's files in {folder}"
-        raise FingerprintError(f"the tokenizer in {folder}", recorded[:12], found[:12], fix)
 
 
 def _check_writable(file: Path) -> None:

@@ -5,12 +5,15 @@ N examples, R resamples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from nacre.errors import CheckpointError
 
 RESAMPLES = 2000
 DRAWN_AT_ONCE = 4_000_000  # examples of resamples in memory
@@ -44,6 +47,18 @@ class Score:
         """Return the score as plain data, with `corrected`."""
         interval = None if self.interval is None else list(self.interval)
         return asdict(self) | {"interval": interval, "corrected": self.corrected}
+
+
+def bounded_exp(nats: float) -> float:
+    """Return e to the power of `nats`, which a float may not hold: at most e to the 700."""
+    return math.exp(min(nats, 700.0))
+
+
+def damaged(finding: str) -> CheckpointError:
+    """Return the error for a model whose scores are no numbers; `finding` says which."""
+    return CheckpointError(
+        f"{finding}: it diverged in training or its weights are damaged; make it again"
+    )
 
 
 def mean_interval(

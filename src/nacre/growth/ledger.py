@@ -1,9 +1,10 @@
-"""The ledger: proof that what should be frozen did not move, tensor by tensor."""
+"""The ledger: proof that what should be frozen did not move, tensor by tensor or file by file."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -24,6 +25,12 @@ def tensor_hash(tensor: torch.Tensor) -> str:
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
     digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def frozen_hashes(model: nn.Module) -> dict[str, str]:

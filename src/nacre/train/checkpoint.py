@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from nacre import hub
-from nacre.errors import CheckpointError
+from nacre.errors import CheckpointError, FingerprintError
 from nacre.models import stock
 from nacre.train import foreign
-from nacre.train.files import link, stages, write_json
+from nacre.train.files import RECORD, link, read_record, stages, write_json
 from nacre.train.foreign import INDEX
 
 SUBSTRATE_SHARD = "substrate.safetensors"
@@ -136,6 +136,30 @@ def load_model(folder: str | Path) -> PreTrainedModel:
     if wrong:
         raise CheckpointError(f"{folder}: {len(wrong)} tensors are missing, first {wrong[0]}")
     return model
+
+
+def has_weights(folder: Path) -> bool:
+    """Tell whether a folder holds weights in safetensors."""
+    return any(folder.glob("*.safetensors"))
+
+
+def check_has_weights(folder: Path) -> None:
+    """Raise `CheckpointError` for a folder without weights in safetensors."""
+    if not has_weights(folder):
+        fix = "save it again with safe serialization"
+        raise CheckpointError(f"{folder}: holds no weights in safetensors; {fix}")
+
+
+def check_tokenizer(folder: Path, fingerprint: str) -> None:
+    """Raise `FingerprintError` if a stage was not made with the tokenizer that lies in its folder.
+
+    `fingerprint` is that tokenizer's. What nacre did not grow says nothing of it.
+    """
+    record = read_record(folder) if (folder / RECORD).is_file() else {}
+    recorded = record.get("tokenizer", fingerprint)
+    if recorded != fingerprint:
+        what, fix = f"the tokenizer in {folder}", f"restore the tokenizer's files in {folder}"
+        raise FingerprintError(what, f"{recorded[:12]} (stage.json)", fingerprint[:12], fix)
 
 
 def load_config(folder: str | Path) -> PreTrainedConfig:

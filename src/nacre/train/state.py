@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 from nacre import processes
 from nacre.atomic import sync_folder
 from nacre.errors import CheckpointError, one_line
+from nacre.growth import ledger
 from nacre.train import files, foreign, schema
 from nacre.untrusted import is_path
 
@@ -76,7 +77,7 @@ def save(folder: Path, tensors: Mapping[str, torch.Tensor], progress: Mapping[st
             writer = HuggingFaceStorageWriter(str(there), save_distributed=True)
             save_tensors(dict(tensors), storage_writer=writer)
         mine = f"shard-{processes.rank() + 1:05d}-"
-        written = {path.name: _hash(path) for path in there.glob(f"{mine}*")}
+        written = {path.name: ledger.file_hash(path) for path in there.glob(f"{mine}*")}
         everything = processes.gather(written)
         if partial is not None:
             hashes = {name: value for each in everything for name, value in each.items()}
@@ -162,7 +163,7 @@ def check(folder: Path) -> dict[str, Any]:
     for name, expected in hashes.items():
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: damaged: {name} is missing")
-        found = progress_hash(progress) if name == RECORD else _hash(folder / name)
+        found = progress_hash(progress) if name == RECORD else ledger.file_hash(folder / name)
         if found != expected:
             raise CheckpointError(f"{folder}: damaged: {name} is not what was saved")
     for path in sorted(folder.glob("*.safetensors")):
@@ -180,8 +181,3 @@ def check(folder: Path) -> dict[str, Any]:
 def progress_hash(progress: Mapping[str, Any]) -> str:
     """Return the hash that a record keeps of itself; `progress` is without `sha256`."""
     return hashlib.sha256(json.dumps(progress, sort_keys=True).encode()).hexdigest()
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 from nacre.atomic import sync_folder
+from nacre.growth import ledger
 from nacre.growth.cache.records import Dtype, record_bytes
 from nacre.untrusted import parse_json, read_bytes
 
@@ -89,8 +89,7 @@ class Manifest:
             return f"{path} has {found:,} bytes instead of {expected:,}"
         if verify:
             try:
-                with path.open("rb") as file:
-                    sha = hashlib.file_digest(file, "sha256").hexdigest()
+                sha = ledger.file_hash(path)
             except OSError as error:
                 return f"{path} cannot be read: {error.strerror or error}"
             if sha != self.segments[number]:
