@@ -73,7 +73,7 @@ def has(name: str) -> bool:
 def names() -> list[str]:
     """Return the names that lm-eval's files give to tasks, groups and tags, but for tags in lists.
 
-    None where it is not installed.
+    There are none where it is not installed.
     """
     place = folder()
     return [] if place is None else sorted({n.decode() for n in _NAME.findall(_files(place))})

@@ -63,7 +63,7 @@ class Reading:
         return sum(map(len, self.held_out()))
 
     def order(self) -> str:
-        """Return what identifies the training windows and their order, readable by `parse`."""
+        """Return what identifies the training windows and their order; `covered_by` reads it."""
         return f"seed {self.loader.seed}, windows {self.first} + {self.count}"
 
     def covered_by(self, order: str) -> Windows | None:

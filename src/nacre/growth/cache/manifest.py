@@ -28,8 +28,8 @@ class Identity:
     """What a cache holds. Two caches with equal identities hold the same records.
 
     `trunk` is a SHA-256 over every tensor under the crown, `depth` the blocks of that trunk,
-    `corpus` the token store's fingerprint, `order` a hash of which windows in which order,
-    `windows` the records, `context` T, `width` D.
+    `corpus` the token store's fingerprint, `order` says which windows in which order
+    (`Windows.order`), `windows` is the number of records, `context` T, `width` D.
     """
 
     trunk: str
