@@ -57,6 +57,17 @@ def test_an_installed_torchao_is_quiet() -> None:
     assert done.stderr == ""
 
 
+def test_windows_is_refused_before_anything_else(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    code, out, err = command("plan", "lost")
+    assert (code, out) == (2, "")
+    assert err == (
+        "error: nacre runs on Linux and macOS, not on Windows; use it in WSL, which is Linux\n"
+    )
+
+
 def test_threads_wait_without_spinning_unless_told_otherwise(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
     Idle OpenMP threads wait instead of spinning, unless OMP_WAIT_POLICY says otherwise: a spinning
     thread that shares its core with another program holds up every product of two threads.
     """
+    if sys.platform == "win32":
+        fail("nacre runs on Linux and macOS, not on Windows; use it in WSL, which is Linux")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     quiet_torchao()
     try:
