@@ -565,8 +565,21 @@ def test_where_two_arms_cross() -> None:
     )
     alone = results.crossing(found, "grown", "grown", "seconds")
     assert page.crossing(alone) == (
-        "grown lies not below grown in the mean everywhere from 100 to 1e+04 seconds, 1 seed"
+        "grown is never below grown, on average over 1 seed, between 100 and 1e+04 seconds"
     )
+    lower = [{**run, "bits_per_byte": 0.5, "arm": "low"} for run in found[:2]]
+    crossed = results.crossing([*found, *lower], "low", "whole", "seconds")
+    assert page.crossing(crossed) == (
+        "low is always below whole, on average over 1 seed, between 100 and 1e+04 seconds"
+    )
+
+
+def test_one_thread_is_one_thread() -> None:
+    machine = {"accelerator": "", "processor": "P", "torch": "2", "transformers": "5", "mixed": 0}
+    for threads, said in ((1, "P, 1 thread a run, torch 2"), (2, "P, 2 threads a run, torch 2")):
+        found = {"study": {"seeds": [0]}, "runs": [], "missing": []}
+        found["machine"] = {**machine, "threads": threads}
+        assert said in page.about(found)
     partial = [*found, found[0] | {"seed": 1}]
     assert results.crossing(partial, "grown", "whole", "seconds")["seeds"] == [0]
     assert results.crossing(found, "grown", "absent", "seconds")["below"] == []

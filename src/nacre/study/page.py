@@ -50,10 +50,12 @@ def write(found: Mapping[str, Any], out: str | Path) -> Path:
 def about(found: Mapping[str, Any]) -> str:
     """Return a sentence on what was run, where, and what is missing."""
     study, machine = found["study"], found["machine"]
+    threads = machine["threads"]
     seeds = study["seeds"]
     text = f"{len(found['runs'])} runs, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
     where = machine["accelerator"] or machine["processor"] or machine["device"]
-    text += f"; {where}, {machine['threads']} threads a run, torch {machine['torch']}"
+    text += f"; {where}, {threads} thread{'s' * (threads != 1)} a run"
+    text += f", torch {machine['torch']}"
     text += f", transformers {machine['transformers']}"
     text += " (not all runs on the same: wall-clock does not compare)" * machine["mixed"]
     jobs = machine.get("jobs", [])
@@ -92,10 +94,11 @@ def crossing(found: Mapping[str, Any]) -> str:
     arm, against, below = found["arm"], found["against"], found["below"]
     seeds = f"{len(found['seeds'])} seed{'s' * (len(found['seeds']) > 1)}"
     first, last = below[0], below[-1]
-    between = f"from {first['cost']:.3g} to {last['cost']:.3g} {unit}, {seeds}"
     if not found["costs"]:
-        lies = "below" if first["below"] else "not below"
-        return f"{arm} lies {lies} {against} in the mean everywhere {between}"
+        lies = "always" if first["below"] else "never"
+        between = f"between {first['cost']:.3g} and {last['cost']:.3g} {unit}"
+        return f"{arm} is {lies} below {against}, on average over {seeds}, {between}"
+    between = f"from {first['cost']:.3g} to {last['cost']:.3g} {unit}, {seeds}"
     costs = ", ".join(f"{cost:.3g}" for cost in found["costs"])
     begins = "below" if first["below"] else "above"
     return (
