@@ -244,6 +244,20 @@ def test_an_interrupted_run_resumes_to_the_same_model(
     assert not (tmp_path / "run" / "state").exists()
 
 
+def test_a_run_that_took_too_much_memory_goes_on_with_less(run: Path, tmp_path: Path) -> None:
+    """What the advice says: fewer tokens at once and checkpointing, from the saved state."""
+    settings = ["training.precision=fp32"]
+    with pytest.raises(Interrupted):
+        grow(plans.load("tiny", settings), tmp_path / "run", observer=Interrupt(2, 12))
+    settings += ["training.micro_batch_tokens=64", "training.gradient_checkpointing=true"]
+    grow(plans.load("tiny", settings), tmp_path / "run", resume=True)
+    losses = [
+        [line["loss"] for line in read_metrics(out) if "loss" in line]
+        for out in (tmp_path / "run", run)
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
 def test_a_longer_plan_adds_its_stages(plan: plans.Plan, run: Path, tmp_path: Path) -> None:
     shorter = plan.model_copy(update={"stages": plan.stages[:2]})
     grow(shorter, tmp_path / "run")

@@ -563,6 +563,15 @@ def test_a_fingerprint_is_of_everything_but_the_name() -> None:
     assert len(others | {plain}) == len(changes()) + 1
 
 
+def test_how_a_step_is_computed_does_not_count() -> None:
+    plain = plans.parse(TWO).fingerprint()
+    for change in (
+        "micro_batch_tokens=256", "gradient_checkpointing=true", "compile=off", "shard=crown",
+    ):  # fmt: skip
+        other = plans.parse(config.override(TWO, [f"training.{change}"]))
+        assert other.fingerprint() == plain, change
+
+
 def test_a_fingerprint_of_the_first_stages_leaves_out_the_later_ones() -> None:
     one, two = make(), plans.parse(TWO)
     assert two.fingerprint(1) == one.fingerprint(1) == one.fingerprint()

@@ -185,6 +185,9 @@ class Training(Section):
         return next(windows for windows in range(most, 0, -1) if share % windows == 0)
 
 
+HOW = ("shard", "micro_batch_tokens", "gradient_checkpointing", "compile")
+"""Fields of `training` that change no step but for the order in which it is summed."""
+
 TrunkMode = Literal["auto", "recompute", "cache"]
 
 
@@ -297,13 +300,15 @@ class Plan(Section):
     def identity(self, stages: int | None = None) -> dict[str, Any]:
         """Return what decides the run's weights, as plain JSON; of its first `stages` if given.
 
-        The name does not count, nor what is sharded among processes, nor how a trunk runs where it
-        gives the same outputs either way: unless a cache keeps fewer bits than the trunk computes.
+        The name does not count, nor what only says how a step is computed (`HOW`), nor how a trunk
+        runs where it gives the same outputs either way: unless a cache keeps fewer bits than the
+        trunk computes.
         """
         data = self.model_dump(mode="json", by_alias=True, exclude={"name"})
         data["stages"] = data["stages"][:stages]
         del data["trunk"]["cache_disk"]
-        del data["training"]["shard"]
+        for name in HOW:
+            del data["training"][name]
         if self.trunk.cache_dtype in ("auto", "fp32"):
             del data["trunk"]["mode"]
             for stage in data["stages"]:
