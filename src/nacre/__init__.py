@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from nacre.version import VERSION
+
 if TYPE_CHECKING:
     from nacre.composition import Tuning, compose
     from nacre.composition import add as add_expert
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from nacre.train.grow import grow
     from nacre.train.observer import Observer
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 _PUBLIC = {
     "Observer": ("nacre.train.observer", "Observer"),

@@ -18,13 +18,13 @@ from typing import Any
 
 from filelock import FileLock
 
-import nacre
 from nacre.atomic import write_text
 from nacre.errors import CheckpointError
 from nacre.evaluate.scores import Score
 from nacre.folders import COMPOSITION
 from nacre.train import files
 from nacre.untrusted import HEADER_BYTES, parse_json, read_bytes
+from nacre.version import VERSION
 
 FILE = "evaluations.jsonl"
 IDENTITY = ("fingerprint", "task", "version", "settings")
@@ -104,7 +104,7 @@ def records(
     about = {
         "checkpoint": str(folder),
         **identity,
-        "nacre": nacre.__version__,
+        "nacre": VERSION,
         "commit": commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }

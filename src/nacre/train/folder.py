@@ -18,7 +18,6 @@ import torch
 from filelock import FileLock, Timeout
 from transformers import PreTrainedConfig
 
-import nacre
 from nacre import config, processes
 from nacre.errors import ConfigError, FingerprintError, Problem
 from nacre.folders import LOCK, PLAN, RUN
@@ -27,6 +26,7 @@ from nacre.growth import plan as plans
 from nacre.growth.plan import Plan
 from nacre.train import checkpoint, files, state
 from nacre.train.engine import CACHE
+from nacre.version import VERSION
 
 
 def claim(out: Path, plan: Plan | None, *, resume: bool, overwrite: bool) -> Plan:
@@ -240,7 +240,7 @@ def _files(out: Path) -> Iterator[tuple[Path, os.stat_result]]:
 def versions() -> dict[str, str]:
     """Return the versions of nacre and of the packages that decide what a run computes."""
     names = ["torch", "transformers", "accelerate", "peft", "tokenizers", "safetensors"]
-    return {"nacre": nacre.__version__} | {name: metadata.version(name) for name in names}
+    return {"nacre": VERSION} | {name: metadata.version(name) for name in names}
 
 
 def start_record(

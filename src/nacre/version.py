@@ -1,0 +1,3 @@
+"""Which nacre this is."""
+
+VERSION = "0.1.0"
