@@ -535,6 +535,12 @@ def test_memory_needs_no_equal_cost() -> None:
     )
 
 
+def test_a_score_is_shown_to_the_digits_that_it_is_worth() -> None:
+    assert str(page.spread([2.5])) == "2.5000"
+    assert str(page.spread([2.5, None, 3.5])) == "3.0000 (2.5000 to 3.5000)"
+    assert str(page.spread([25_000_000.4, 35_000_000.0])) == "3e+07 (2.5e+07 to 3.5e+07)"
+
+
 def test_seeds_that_drop_out_leave_a_claim_undecided() -> None:
     slow = rows("grown", [1.9, 2.4], seconds=1.0)
     slow[1]["seconds"] = 1.5

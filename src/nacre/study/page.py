@@ -18,6 +18,7 @@ from nacre.study.results import by_arm_and_budget
 from nacre.train import files
 
 PAGE = "README.md"
+LARGE = 1e5  # scores from here on are shown to three digits
 Row = dict[str, str]
 
 
@@ -173,9 +174,10 @@ def spread(values: Sequence[float | None]) -> Cell:
     if not known:
         return Cell("–", None)
     mean, low, high = fmean(known), min(known), max(known)
+    digits = ".4f" if high < LARGE else ".3g"
     if len(known) == 1:
-        return number(mean, ".4f")
-    return Cell(f"{mean:.4f} ({low:.4f} to {high:.4f})", mean, (low, high))
+        return number(mean, digits)
+    return Cell(f"{mean:{digits}} ({low:{digits}} to {high:{digits}})", mean, (low, high))
 
 
 def _budget(times: float) -> Cell:
