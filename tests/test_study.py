@@ -578,6 +578,9 @@ def test_where_two_arms_cross() -> None:
     assert page.crossing(crossed) == (
         "low is always below whole, on average over 1 seed, between 100 and 1e+04 seconds"
     )
+    partial = [*found, found[0] | {"seed": 1}]
+    assert results.crossing(partial, "grown", "whole", "seconds")["seeds"] == [0]
+    assert results.crossing(found, "grown", "absent", "seconds")["below"] == []
 
 
 def test_one_thread_is_one_thread() -> None:
@@ -586,9 +589,6 @@ def test_one_thread_is_one_thread() -> None:
         found = {"study": {"seeds": [0]}, "runs": [], "missing": []}
         found["machine"] = {**machine, "threads": threads}
         assert said in page.about(found)
-    partial = [*found, found[0] | {"seed": 1}]
-    assert results.crossing(partial, "grown", "whole", "seconds")["seeds"] == [0]
-    assert results.crossing(found, "grown", "absent", "seconds")["below"] == []
 
 
 # --- the command ---
